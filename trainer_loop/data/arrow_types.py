@@ -152,18 +152,18 @@ def find_features(schema: pa.Schema, *, path: str, wanted: Collection[str] | Non
     return datasets.Features.from_arrow_schema(pa.schema(held, metadata=schema.metadata))
 
 
-def hold(table: pa.Table, features: datasets.Features) -> pa.Table:
-    """The columns in these types, as `as_held`.
+def validate_and_cast(table: pa.Table, features: datasets.Features) -> pa.Table:
+    """The columns in these types, as `cast_plain`.
 
     Raises ArrowInvalid where they are damaged: a number out of place, such as one of a category that is not there,
     would read what lies elsewhere in memory.
     """
     table = table.select(list(features))
     table.validate(full=True)
-    return as_held(table, features)
+    return cast_plain(table, features)
 
 
-def as_held(table: pa.Table, features: datasets.Features) -> pa.Table:
+def cast_plain(table: pa.Table, features: datasets.Features) -> pa.Table:
     """The columns that have these types, as far as only their plain values do."""
     held = table.select(list(features))
     for place, field in enumerate(features.arrow_schema):

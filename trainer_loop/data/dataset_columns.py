@@ -50,6 +50,11 @@ def read_column(rows: datasets.Dataset, column: str) -> Iterator[pa.ChunkedArray
         yield table[column]
 
 
+def read_values(rows: datasets.Dataset, column: str) -> Iterator[Any]:
+    """The values of a column, as Python has them."""
+    return (value for part in read_column(rows, column) for value in part.to_pylist())
+
+
 def whole_column(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
     table: Any = rows.select_columns([column]).with_format("arrow")[:]
     return table[column]

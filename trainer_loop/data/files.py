@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from trainer_loop.data.arrow_types import as_held, find_features
+from trainer_loop.data.arrow_types import cast_plain, find_features
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file, digest_rows
@@ -150,7 +150,7 @@ def _open_file(path: str, *, columns: Collection[str], text_format: TextFormat, 
     def read(mark: Mark | None) -> Iterator[Batch]:
         for batch in shard.batches(mark):
             assert isinstance(batch.rows, pa.Table), "a file with a schema has tables"
-            yield replace(batch, rows=as_held(batch.rows, features))
+            yield replace(batch, rows=cast_plain(batch.rows, features))
 
     return replace(shard, batches=read, features=features)
 

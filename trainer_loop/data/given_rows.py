@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer_loop.data.arrow_types import find_features, hold, make_arrays, telling_damage
+from trainer_loop.data.arrow_types import find_features, make_arrays, telling_damage, validate_and_cast
 from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import as_plain
@@ -75,7 +75,7 @@ def _hold(table: pa.Table, names: list[str], *, place: str, columns: Collection[
     if not features:
         return make_split(make_dataset({}, names, table.num_rows), names, place)
     with telling_damage(place, "Arrow"):
-        return make_split(as_rows(hold(table, features)), names, place)
+        return make_split(as_rows(validate_and_cast(table, features)), names, place)
 
 
 def make_split(rows: datasets.Dataset, names: Sequence[str], place: str) -> Split:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.dataset_columns import as_typed_rows, read_column, whole_column
+from trainer_loop.data.dataset_columns import as_typed_rows, read_column, read_values, whole_column
 from trainer_loop.data.missing import lacks_label
 from trainer_loop.data.split import Split
 from trainer_loop.data.wording import enumerate_some, plural, shorten
@@ -181,7 +181,7 @@ def read_known_labels(
     names, values: by class, the name and what stood in the training data. Returns the class of every row, `[N]`, None
     where it has none that the model knows, and lines for a person.
     """
-    raws = [value for part in read_column(split.rows, label) for value in part.to_pylist()]
+    raws = list(read_values(split.rows, label))
     feature = split.rows.features[label]
     are_classes = isinstance(feature, datasets.ClassLabel)
     lacking = [lacks_label(value, are_classes=are_classes) for value in raws]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.columns import Columns, JoinedKind, Kind
-from trainer_loop.data.dataset_columns import Mask, find_rows, read_column, replace_columns, whole_column
+from trainer_loop.data.dataset_columns import Mask, find_rows, read_column, read_values, replace_columns, whole_column
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.split import Split
 from trainer_loop.data.values import is_hole, is_nan
@@ -80,8 +80,7 @@ class Holes:
     def _find_in(self, rows: datasets.Dataset, name: str) -> Mask:
         kind = self.kinds[name]
         if kind in _NESTED:
-            values = (value for part in read_column(rows, name) for value in part.to_pylist())
-            return np.fromiter((is_hole(value, kind) for value in values), dtype=np.bool_)
+            return np.fromiter((is_hole(value, kind) for value in read_values(rows, name)), dtype=np.bool_)
         if kind == "class":
             found = find_rows(rows, name, is_unlabelled)
             return found | find_rows(rows, name, is_hidden) if has_classes(rows.features, name) else found

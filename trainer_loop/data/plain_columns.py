@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import plain_array, whole_numbers
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.dataset_columns import as_typed_rows, read_column, replace_columns, whole_column
+from trainer_loop.data.dataset_columns import as_typed_rows, read_column, read_values, replace_columns, whole_column
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import DATA_URI
 from trainer_loop.data.split import Split
@@ -84,8 +84,7 @@ def name_labels_of_rows(split: Split, columns: Columns) -> Split:
     label = columns.label
     if label is None or label not in columns.joined or label not in split.rows.column_names:
         return split
-    values = whole_column(split.rows, label).to_pylist()
-    lists = pa.array([list_flagged(value) for value in values], pa.list_(pa.string()))
+    lists = pa.array([list_flagged(value) for value in read_values(split.rows, label)], pa.list_(pa.string()))
     return dataclasses.replace(split, rows=replace_columns(split.rows, {label: lists}))
 
 
@@ -94,8 +93,8 @@ def find_num_numbers(splits: Mapping[str, Split], columns: Columns) -> int | Non
     name, train = columns.numbers, splits.get("train")
     if name is None or train is None or name not in train.rows.column_names:
         return None
-    values = (value for part in read_column(train.rows, name) for value in part.to_pylist() if value is not None)
-    return next((count for count in map(count_numbers, values) if count), None)
+    counts = (count_numbers(value) for value in read_values(train.rows, name) if value is not None)
+    return next(filter(None, counts), None)
 
 
 def _list_paths(column: pa.ChunkedArray) -> list[str | None]:

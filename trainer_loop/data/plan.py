@@ -13,7 +13,7 @@ from trainer_loop.config.named_sets import is_query, name_sets, parse_set
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.choose_rows import cut_validation, limit_splits
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.dataset_columns import read_column
+from trainer_loop.data.dataset_columns import read_values
 from trainer_loop.data.files import is_file_spec
 from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
@@ -84,8 +84,8 @@ class DataPlan:
     def list_numbers(self) -> np.ndarray:
         """The numbers of all training rows, `[N]`, or `[N, K]` if a row has several."""
         assert self.columns.numbers is not None, "the task reads a column of the kind numbers"
-        parts = read_column(self.splits["train"].rows, self.columns.numbers)
-        return np.array([read_numbers(value) for part in parts for value in part.to_pylist()], dtype=np.float64)
+        values = read_values(self.splits["train"].rows, self.columns.numbers)
+        return np.array([read_numbers(value) for value in values], dtype=np.float64)
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch.utils.data import Subset
 
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.dataset_columns import Test, find_rows, read_column
+from trainer_loop.data.dataset_columns import Test, find_rows, read_values
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.origins import Indices, Origins
 from trainer_loop.data.wording import enumerate_some, plural, shorten
@@ -55,12 +55,9 @@ class Split:
 
     def first_value(self, column: str, test: Callable[[Any], bool] = lambda value: True) -> str:
         """The first value that passes the test and is not null, with its place."""
-        row = 0
-        for part in read_column(self.rows, column):
-            for value in part.to_pylist():
-                if value is not None and test(value):
-                    return f"{shorten(value)} ({self.origins.place(row)})"
-                row += 1
+        for row, value in enumerate(read_values(self.rows, column)):
+            if value is not None and test(value):
+                return f"{shorten(value)} ({self.origins.place(row)})"
         return "null"
 
 

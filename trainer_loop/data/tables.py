@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from trainer_loop.data.arrow_types import are_fields, find_features, hold, infer_label, make_arrays
+from trainer_loop.data.arrow_types import are_fields, find_features, infer_label, make_arrays, validate_and_cast
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.formats import open_file, read_each
@@ -62,7 +62,7 @@ class WholeTable:
         arrays = self.select(present).as_arrays(wanted=columns.stored, label=columns.label)
         made = pa.table(arrays).replace_schema_metadata(self.metadata)
         features = find_features(made.schema, path="the file", wanted=columns.stored)
-        rows = as_rows(hold(made, features)) if features else make_dataset({}, self.names, len(self))
+        rows = as_rows(validate_and_cast(made, features)) if features else make_dataset({}, self.names, len(self))
         return with_plain_columns(Split("train", rows, self.origins, "", self.names), columns)
 
     def select(self, columns: Sequence[str]) -> "WholeTable":

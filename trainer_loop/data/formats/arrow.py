@@ -7,7 +7,7 @@ import datasets
 import pyarrow as pa
 from datasets.table import InMemoryTable, MemoryMappedTable
 
-from trainer_loop.data.arrow_types import find_features, hold, telling_damage
+from trainer_loop.data.arrow_types import find_features, telling_damage, validate_and_cast
 from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard
 from trainer_loop.errors import UserError
@@ -17,7 +17,7 @@ def open_arrow(path: str, *, columns: Collection[str] | None) -> Shard:
     """columns: those that are read; None for all."""
     with telling_damage(path, "Arrow"):
         schema = _open(path).schema
-        wanted = select(schema.names, columns)
+        wanted = choose_columns(schema.names, columns)
 
     def read(mark: Mark | None) -> Iterator[Batch]:
         with telling_damage(path, "Arrow"):  # leaving out a mapped batch costs nothing
@@ -42,7 +42,7 @@ def map_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Da
         return make_dataset({}, names, table.num_rows), names
     with telling_damage(path, "Arrow"):
         selected = table.select(list(features))
-        held = hold(selected.table, features)
+        held = validate_and_cast(selected.table, features)
     # A table of datasets knows the file that it is mapped from.
     return as_rows(selected if held.schema.types == selected.schema.types else InMemoryTable(held)), names
 
@@ -56,7 +56,7 @@ def is_arrow_stream(path: str) -> bool:
     return start != b"ARROW1"
 
 
-def select(names: Sequence[str], columns: Collection[str] | None) -> list[str] | None:
+def choose_columns(names: Sequence[str], columns: Collection[str] | None) -> list[str] | None:
     """The columns of a file that are read, None for all. Where it has none of them, its first tells how many rows."""
     if columns is None:
         return None
