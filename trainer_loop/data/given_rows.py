@@ -113,7 +113,7 @@ def take_rows(
 ) -> TokenisedSplit:
     """Rows that a task takes as they are, each a dict. name: of the split. place: how errors call it.
 
-    places, fingerprint: see TokenisedSplit; None: by the rows' numbers, and of some of them.
+    origins, fingerprint: see TokenisedSplit; None: by the rows' numbers, and of some of them.
     Raises UserError where there is none, or they cannot be found by number.
     """
     if hasattr(rows, "__arrow_c_stream__") and not isinstance(rows, datasets.Dataset):

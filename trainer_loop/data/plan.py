@@ -103,17 +103,8 @@ class DataPlan:
         counts_stream: the rows of a streamed split are counted, because its epochs are.
         """
         section = self.section
-        encoding = Encoding(
-            task,
-            tokenizer,
-            section.columns,
-            self.labels,
-            section.max_length,
-            section.cache_dir,
-            self.show_progress,
-            say,
-            num_numbers=self.num_numbers,
-        )
+        beside = {"show_progress": self.show_progress, "say": say, "num_numbers": self.num_numbers}
+        encoding = self._make_encoding(task, tokenizer, self.columns, **beside)
         splits, stream = dict(self.splits), None
         if self.sources:
             stream = prepare_mixture(self.sources, encoding, section)
@@ -157,12 +148,13 @@ class DataPlan:
         for line in lines:
             say(line)
         kept = split.origins.numbers - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
+        encoding = self._make_encoding(task, tokenizer, columns, evaluates=True)
+        encoded = tokenise_split(name_labels_of_rows(split, columns), encoding)
+        return encoded, None if kept is None else KeptRows(kept, len(named.rows))
+
+    def _make_encoding(self, task: Encoder, tokenizer: Any, columns: Columns, **beside: Any) -> Encoding:
         labels = None if columns.label is None else self.labels
-        encoding = Encoding(
-            task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, evaluates=True
-        )
-        split = name_labels_of_rows(split, columns)
-        return tokenise_split(split, encoding), None if kept is None else KeptRows(kept, len(named.rows))
+        return Encoding(task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, **beside)
 
 
 def plan_data(
