@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 
-from trainer_loop.data.tokenizer import read_chat_template, train_tokenizer
+from trainer_loop.data.processors import read_chat_template, train_tokenizer
 from trainer_loop.tasks.find import load_task
 
 TASK_NAMES = {

@@ -125,7 +125,7 @@ def _save_random(size: ModelSize, texts: Path, target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from trainer_loop.data.tokenizer import train_tokenizer
+    from trainer_loop.data.processors import train_tokenizer
 
     tokenizer = train_tokenizer(
         pq.read_table(texts).column("text").slice(0, _TEXTS_FOR_TOKENIZER).to_pylist(),

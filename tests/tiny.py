@@ -28,10 +28,10 @@ from trainer_loop.config.fields import ModelConfig
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
-from trainer_loop.data.row_stream import Row
 from trainer_loop.data.run_data import RunData
 from trainer_loop.data.shards import Mark
-from trainer_loop.data.stream import StreamLoader
+from trainer_loop.data.stream_loader import StreamLoader
+from trainer_loop.data.stream_rows import Row
 from trainer_loop.engine import Engine
 from trainer_loop.evaluation import Evaluator
 from trainer_loop.metrics.named_metric import NamedMetric

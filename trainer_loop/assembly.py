@@ -18,8 +18,8 @@ from trainer_loop.config.schema import KEYS
 from trainer_loop.data.fingerprint import digest_joined
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.run_data import RunData
-from trainer_loop.data.stream import StreamLoader
-from trainer_loop.data.tokens import describe_processor
+from trainer_loop.data.stream_loader import StreamLoader
+from trainer_loop.data.tokenise import describe_processor
 from trainer_loop.description import fingerprint_own_code
 from trainer_loop.engine import Engine
 from trainer_loop.engine_assembly import log_mfu, make_engine

@@ -7,8 +7,8 @@ from trainer_loop.components import fingerprint_own, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.data.loader import StepLoader, TrainLoader
-from trainer_loop.data.row_stream import MixedStream
-from trainer_loop.data.stream import StreamLoader
+from trainer_loop.data.stream_loader import StreamLoader
+from trainer_loop.data.stream_rows import MixedStream
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.memory_report import count_flops_per_token, describe_memory
 from trainer_loop.models.loading import count_weights

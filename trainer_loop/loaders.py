@@ -15,8 +15,8 @@ from trainer_loop.data.given_rows import take_rows
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
 from trainer_loop.data.mixture import Mixture
 from trainer_loop.data.run_data import RunData
-from trainer_loop.data.stream import StreamLoader
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.split import TokenisedSplit
+from trainer_loop.data.stream_loader import StreamLoader
 from trainer_loop.errors import UserError
 from trainer_loop.plan import RunPlan
 from trainer_loop.record.logs import Console

@@ -24,14 +24,13 @@ from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.columns import Columns, bind_columns
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.number_columns import list_numbers
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
-from trainer_loop.data.report import SplitFacts
-from trainer_loop.data.source import DataSection
+from trainer_loop.data.processors import as_tokenizer
+from trainer_loop.data.section import DataSection
+from trainer_loop.data.split import TokenisedSplit
+from trainer_loop.data.split_facts import SplitFacts
+from trainer_loop.data.stream_plan import TrainStream
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.tokenizer import as_tokenizer
-from trainer_loop.data.tokens import TokenisedSplit
-from trainer_loop.data.train_stream import TrainStream
 from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.loop import TrainingLoop
@@ -388,7 +387,7 @@ class _Planner:
         end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
         task.bind(processor, label_names=data.output_names, packs=config.model.packing, end_token=end_token)
         if task.scales:
-            task.scale_by(list_numbers(data.splits["train"], data.columns))
+            task.scale_by(data.list_numbers())
         say = self.console.say
         splits, stream, facts = data.encode(task, processor, counts_stream=config.train.steps is None, say=say)
         return Inputs(splits, stream, data.labels, data, processor, model_config, facts)

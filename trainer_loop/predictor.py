@@ -14,13 +14,13 @@ from torch import nn
 
 from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
-from trainer_loop.data.column_values import find_fault
 from trainer_loop.data.columns import RESERVED, Columns, bind_columns
+from trainer_loop.data.conversations import read_spelled
 from trainer_loop.data.cut import Limits
-from trainer_loop.data.images import load_processor
 from trainer_loop.data.loader import move_batch
-from trainer_loop.data.messages import read_spelled
-from trainer_loop.data.tokens import encode_rows
+from trainer_loop.data.processors import load_image_processor
+from trainer_loop.data.tokenise import encode_rows
+from trainer_loop.data.values import find_fault
 from trainer_loop.errors import Problems, UserError, in_one_line, refuse
 from trainer_loop.metrics.load import check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import compute_metrics
@@ -159,7 +159,7 @@ class Predictor:
             task_class = load_task(task)
             model_class = str(task_class.auto_model)
             if task_class.auto_processor == "AutoImageProcessor":
-                processor, num_tokens, longest = load_processor(str(model_dir), **trust), 0, None
+                processor, num_tokens, longest = load_image_processor(str(model_dir), **trust), 0, None
             else:
                 processor = transformers.AutoTokenizer.from_pretrained(model_dir, **trust)
                 processor.pad(processor("a"), padding=False)  # some damaged files only fail when they are used

@@ -15,9 +15,9 @@ from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.secrets import mask_secrets, name_sources
-from trainer_loop.data.report import SplitFacts
-from trainer_loop.data.row_stream import MixedStream
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.split import TokenisedSplit
+from trainer_loop.data.split_facts import SplitFacts
+from trainer_loop.data.stream_rows import MixedStream
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import in_one_line
 from trainer_loop.models.config import find_model

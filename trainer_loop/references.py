@@ -18,7 +18,8 @@ from trainer_loop.components import full_name
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader
 from trainer_loop.data.row_cache import load_or_make, load_rows
-from trainer_loop.data.tokens import TokenisedSplit, read_code
+from trainer_loop.data.split import TokenisedSplit
+from trainer_loop.data.tokenise import read_code
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.evaluation import Evaluator

@@ -30,7 +30,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from wordpiece import make_wordpiece
 
 from trainer_loop import Column, Task, TrainingLoop, UserError, build, engine_assembly, load_config
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification

@@ -10,7 +10,7 @@ import pytest
 from transformers import BertConfig
 
 from trainer_loop.cli.data import main
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.tasks.find import list_tasks, load_task
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

@@ -250,9 +250,9 @@ def _at_exported(fault: _Fault, _which: int) -> None:
 
 def _at_tokenising(fault: _Fault, _which: int) -> None:
     """Inside the lock on the cache."""
-    from trainer_loop.data import tokens
+    from trainer_loop.data import tokenise
 
-    _hook(tokens, "encode_rows", before=lambda *_, **__: fault.happen())
+    _hook(tokenise, "encode_rows", before=lambda *_, **__: fault.happen())
 
 
 def _at_worker(fault: _Fault, _which: int) -> None:

@@ -9,8 +9,7 @@ from transformers import AutoConfig
 
 from trainer_loop import Predictor
 from trainer_loop.data.columns import bind_columns
-from trainer_loop.data.images import make_processor
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import make_image_processor, train_tokenizer
 from trainer_loop.tasks.find import load_task
 
 _BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -31,7 +30,7 @@ def make_predictor(name: str) -> Predictor:
     kind, sizes = _KINDS.get(str(task.auto_model), ("bert", _BERT | {"max_position_embeddings": 64}))
     config = AutoConfig.for_model(kind, **sizes, num_labels=_NUM_LABELS.get(name, 3))
     if task.auto_processor == "AutoImageProcessor":
-        processor = make_processor(config)
+        processor = make_image_processor(config)
     else:
         texts = [json.dumps(row) for row in task.example]
         processor = train_tokenizer(texts, framed=task().frames_texts, vocab_size=300, max_length=32)

@@ -21,7 +21,7 @@ from trainer_loop.cli.onnx import main as write_onnx
 from trainer_loop.config.fields import Config
 from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.loader import TrainLoader
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.find import list_tasks, load_task

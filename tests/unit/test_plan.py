@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer_loop.config import fields
-from trainer_loop.data.source import DataSection
+from trainer_loop.data.section import DataSection
 from trainer_loop.models.adapters import plan_lora, plan_peft
 from trainer_loop.models.plan import ModelPlan
 from trainer_loop.optim.optimizers import OptimizerPlan

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from trainer_loop import Predictor, UserError
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 
 TEXTS = ["once upon a time there was a little bird", "there was, once upon a time, a bird"] * 20
 

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from trainer_loop import load_config
-from trainer_loop.data.report import SplitFacts
+from trainer_loop.data.split_facts import SplitFacts
 from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.publishing import _find_base, _list_limits, _list_scores, _list_settings, _name_source
 from trainer_loop.record.export import ExportRecord

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from made_up import make_reviews, write_csv
 
 from trainer_loop import Task, load_config
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.testing import assert_layout_invariant, assert_resumes_exactly
 

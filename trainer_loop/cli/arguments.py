@@ -98,7 +98,7 @@ def number(words: str, *, above: float = -math.inf, below: float = math.inf) -> 
     """Return a reader of numbers between two limits, exclusive. words: description of the number for messages."""
 
     def read(text: str) -> float:
-        from trainer_loop.data.values import read_number  # importing Arrow takes a quarter of a second
+        from trainer_loop.data.values import read_number  # imports NumPy
 
         value = read_number(text)
         if value is None or not above < value < below:

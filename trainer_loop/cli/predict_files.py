@@ -12,14 +12,14 @@ import numpy as np
 from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Column, Columns, find_form
-from trainer_loop.data.joined_columns import find_fault_of_flags, list_flagged
 from trainer_loop.data.labels import read_known_labels
+from trainer_loop.data.local_rows import find_whole, read_whole_rows
 from trainer_loop.data.missing import Holes, settle_missing
-from trainer_loop.data.number_columns import count_numbers, find_num_numbers
+from trainer_loop.data.plain_columns import find_num_numbers
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.whole_rows import find_whole, read_whole_rows
+from trainer_loop.data.values import count_numbers, find_fault_of_flags, list_flagged
 from trainer_loop.data.wording import did_you_mean, enumerate_names, plural
 from trainer_loop.data.write_files import SUFFIXES, ReadyTable, write_whole
 from trainer_loop.errors import UserError, in_one_line, refuse

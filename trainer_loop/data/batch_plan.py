@@ -50,10 +50,6 @@ class StepPlan:
         return [share.microbatches for share in self.shares]
 
     @property
-    def num_rows(self) -> int:
-        return sum(share.num_rows for share in self.shares)
-
-    @property
     def num_tokens(self) -> int:
         return sum(share.num_tokens for share in self.shares)
 
@@ -174,7 +170,6 @@ class BatchPlan:
         return StepPlan(step, self.epoch_of(step), shares)
 
     def _order_rows(self, epoch: int) -> Order:
-        """The rows of an epoch, in the order in which it takes them, `[N]`."""
         if self._order is None or self._order[0] != epoch:
             if self.mixture is not None:
                 order = self.mixture.draw(seed=self.seed, epoch=epoch)

@@ -9,24 +9,10 @@ from trainer_loop.errors import UserError, refuse
 
 RESERVED = ("length", "source", "truncated", "fault")  # what `Task.encode` says about each row beside its columns
 Kind = Literal[
-    "text",
-    "words",
-    "class",
-    "classes",
-    "number",
-    "numbers",
-    "weight",
-    "choices",
-    "choice",
-    "spans",
-    "image",
-    "any",
-    "conversation",
-    "prompt",
-    "answer",
-    "tools",
-]
-# Several of the user's columns that are read as one, see joined_columns.py.
+    "text", "words", "class", "classes", "number", "numbers", "weight", "choices", "choice", "spans", "image", "any",
+    "conversation", "prompt", "answer", "tools",
+]  # fmt: skip
+# Several of the user's columns that are read as one, see plain_columns.py.
 JoinedKind = Literal["joined_classes", "joined_numbers"]
 
 
@@ -38,7 +24,7 @@ class Column:
         kind: what a row holds in it:
             `text`: one text. `words`: a list of texts. `class`: one label of a fixed set. `classes`: a list of such
             labels, one for each element of the column `per` if there is one, else also a column of 0 and 1 for each
-            label of the set, see joined_columns.py. `number`: a finite number. `numbers`: a number, or several, as a
+            label of the set, see plain_columns.py. `number`: a finite number. `numbers`: a number, or several, as a
             list of the same length in each row or as a column for each. `weight`: a number that is not negative.
             `choices`: a list of two texts or more, also as `{"text": [...], "label": [...]}`. `choice`: one of those of
             the column `per`, see `find_choice`. `spans`: parts of the text of the column `per`, as
@@ -83,7 +69,7 @@ class Columns:
     Attributes:
         declared: The task's columns by their own names.
         names: The user's name of each of them; an optional column that is not read is left out.
-        joined: The user's columns that are read together as the column of this name, see joined_columns.py.
+        joined: The user's columns that are read together as the column of this name, see plain_columns.py.
     """
 
     declared: Mapping[str, Column]
@@ -231,7 +217,6 @@ def find_form(declared: Mapping[str, Column], names: Mapping[str, str | Sequence
 
 
 def _check_declared(declared: Mapping[str, Column], *, task: str) -> list[str]:
-    """What is wrong with the columns that a task declares."""
     classes = [own for own, column in declared.items() if column.kind in ("class", "classes")]
     problems = [
         f"task.name: {task} declares the column {own} for each element of {column.per}, and declares no such column"

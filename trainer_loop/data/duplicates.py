@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from trainer_loop.data.column_values import KINDS_OF_TEXTS, find_fault, list_texts
 from trainer_loop.data.columns import Columns, Kind
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import read_source
 from trainer_loop.data.split import Split
+from trainer_loop.data.values import KINDS_OF_TEXTS, find_fault, list_texts
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
@@ -39,9 +39,7 @@ def normalise(texts: Iterator[str]) -> str:
     return joined if joined.strip() else ""
 
 
-def drop_duplicates(
-    splits: Mapping[str, Split], columns: Columns, *, whole: Collection[int] = ()
-) -> tuple[Split, list[str]]:
+def drop_duplicates(splits: Mapping[str, Split], columns: Columns, *, whole: Collection[int] = ()) -> tuple[Split, str]:
     """The training rows without those whose inputs an earlier one has too, or a row of another split.
 
     Texts are compared as by `read_texts`, and in conversations those of answers too; images by their bytes, all else by
@@ -53,7 +51,7 @@ def drop_duplicates(
         whole: The numbers of the sources of a mixture of which every row is kept.
 
     Returns:
-        The rows, and lines for a person on what was dropped.
+        The rows, and a line for a person on what was dropped.
 
     Raises:
         UserError: No row is left, or none of a source of a mixture.
@@ -79,13 +77,13 @@ def drop_duplicates(
             kept.append(number)
             seen[key] = "train"
     if not dropped:
-        return train, ["no row was dropped (data.deduplicate)"]
+        return train, "no row was dropped (data.deduplicate)"
     parts = [f"{plural(dropped[name], 'row')} that {_NAMES.get(name, f'{name} has')}" for name in sorted(dropped)]
     told = f"{', '.join(parts)} too {'was' if dropped.total() == 1 else 'were'} dropped (data.deduplicate)"
     left = train.select(np.array(kept, dtype=np.int64))
     if len(np.unique(left.origins.source_of_rows)) < len(np.unique(train.origins.source_of_rows)):
         raise UserError(f"data.train: no row is left of it, or of one of its sources; {told}")
-    return left, [told]
+    return left, told
 
 
 def _read_keys(split: Split, columns: Columns) -> Iterator[str]:

@@ -3,7 +3,6 @@
 Text files remember the byte that the next row begins at, so finding it again costs nothing however large the file is.
 """
 
-import contextlib
 import glob
 import json
 import os
@@ -16,17 +15,19 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from trainer_loop.data.arrow_files import as_held, find_features, keep_converted
-from trainer_loop.data.arrow_types import make_dataset
+from trainer_loop.data.arrow_types import cast_plain, find_features
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file, digest_rows
 from trainer_loop.data.folders import find_saved_files
+from trainer_loop.data.formats import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.arrow import map_arrow
-from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
-from trainer_loop.data.row_functions import Kept, RowFunctions
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.row_cache import keep_converted
+from trainer_loop.data.row_functions import NO_FUNCTIONS, Kept, RowFunctions
 from trainer_loop.data.shards import Batch, Mark, Shard, ShardedSplit
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some
@@ -82,7 +83,7 @@ def read_files(
     split: str,
     columns: Columns | None,
     text_format: TextFormat = DEFAULT_FORMAT,
-    functions: RowFunctions | None = None,
+    functions: RowFunctions = NO_FUNCTIONS,
 ) -> Split:
     """The rows of all files, one file after the other; other columns than those of the task are not read.
 
@@ -93,21 +94,22 @@ def read_files(
     counts: list[Kept] = []
 
     def read_one(file: str) -> Split:
-        content = digest_file(Path(file))
-        with _unchanged(file, content):
-            if functions is None:
-                read = _read_file(file, content=content, columns=columns, text_format=text_format)
-            else:
-                assert columns is not None, "functions are for tasks that declare columns"
-                shard = open_file(file, columns=None, text_format=text_format)
-                changed = functions.over(shard, columns=columns.stored, on_end=counts.append)
-                read = read_table(changed, columns=columns.stored).as_split(columns)
+        content, before = digest_file(Path(file)), _stamp(file)
+        if functions:
+            assert columns is not None, "functions are for tasks that declare columns"
+            shard = open_file(file, columns=None, text_format=text_format)
+            changed = functions.over(shard, columns=columns.stored, on_end=counts.append)
+            read = read_table(changed, columns=columns.stored).as_split(columns)
+        else:
+            read = _read_file(file, content=content, columns=columns, text_format=text_format)
+        if _stamp(file) != before:
+            check_unchanged(file, content)
         kind = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
         return replace(read, name=file, fingerprint=kind)
 
     wanted = None if columns is None else columns.stored
     parts = read_each(files, read_one)
-    if functions is None:
+    if not functions:
         return join_files(split, parts, wanted=wanted)
     kept = [part for part in parts if len(part.rows)]
     if not kept:
@@ -122,7 +124,7 @@ def open_files(
     *,
     columns: Sequence[str],
     text_format: TextFormat = DEFAULT_FORMAT,
-    functions: RowFunctions | None = None,
+    functions: RowFunctions = NO_FUNCTIONS,
 ) -> ShardedSplit:
     """Files, one after the other. Raises UserError with the problems of all files.
 
@@ -131,16 +133,14 @@ def open_files(
     shards = read_each(files, partial(_open_file, columns=columns, text_format=text_format, functions=functions))
     parts = [f"{_digest_head(file)} {text_format.fingerprint(file)}".rstrip() for file in files]
     fingerprint = digest(*(part.encode() for part in parts))
-    split = ShardedSplit(shards, files[0] if len(files) == 1 else f"{len(files):,} files", fingerprint)
-    return split if functions is None else functions.mark_stream(split)
+    title = files[0] if len(files) == 1 else f"{len(files):,} files"
+    return functions.mark_stream(ShardedSplit(shards, title, fingerprint))
 
 
-def _open_file(
-    path: str, *, columns: Collection[str], text_format: TextFormat, functions: RowFunctions | None
-) -> Shard:
+def _open_file(path: str, *, columns: Collection[str], text_format: TextFormat, functions: RowFunctions) -> Shard:
     """A file of any known kind, with these columns in types that rows can hold."""
-    shard = open_file(path, columns=None if functions is not None else columns, text_format=text_format)
-    shard = shard if functions is None else functions.over_streamed(shard, columns=columns)
+    shard = open_file(path, columns=None if functions else columns, text_format=text_format)
+    shard = functions.over_streamed(shard, columns=columns)
     if shard.whole_only is not None:
         raise UserError(shard.whole_only)
     if shard.schema is None:
@@ -150,7 +150,7 @@ def _open_file(
     def read(mark: Mark | None) -> Iterator[Batch]:
         for batch in shard.batches(mark):
             assert isinstance(batch.rows, pa.Table), "a file with a schema has tables"
-            yield replace(batch, rows=as_held(batch.rows, features))
+            yield replace(batch, rows=cast_plain(batch.rows, features))
 
     return replace(shard, batches=read, features=features)
 
@@ -160,15 +160,6 @@ def _digest_head(path: str) -> str:
     with Path(path).open("rb") as file:
         head = file.read(_HASHED_BYTES)
     return digest(Path(path).suffix.lower().encode(), str(Path(path).stat().st_size).encode(), head)
-
-
-@contextlib.contextmanager
-def _unchanged(path: str, content: str) -> Iterator[None]:
-    """Raises UserError where a file is written while it is read. content: a hash of its bytes."""
-    before = _stamp(path)
-    yield
-    if _stamp(path) != before:
-        check_unchanged(path, content)
 
 
 def _find(spec: str, split: str | None) -> list[str]:
@@ -208,7 +199,6 @@ def _look_for(path: Path, spec: str, split: str | None) -> list[str]:
 
 
 def _describe_folder(path: Path) -> str:
-    """What is there instead of a file that is not."""
     folder = path.parent
     if glob.has_magic(str(folder)):
         return ""

@@ -8,10 +8,11 @@ from typing import Any
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from trainer_loop.data.arrow_types import make_dataset
+from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.split import Origins, Split
-from trainer_loop.data.values import is_encodable
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.split import Split
+from trainer_loop.data.text_format import is_encodable
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
@@ -131,7 +132,6 @@ def read_images(specs: Sequence[str], *, split: str) -> Split:
 
 
 def _list_images(folder: Path) -> list[str]:
-    """The images in the folder of a class."""
     inside = list(_list_folder(folder))
     folders = [path.name for path in inside if path.is_dir()]
     if folders:

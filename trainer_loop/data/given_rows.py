@@ -9,14 +9,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer_loop.data.arrow_files import find_features, hold, telling_damage
-from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.arrow_types import find_features, make_arrays, telling_damage, validate_and_cast
+from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import as_plain
 from trainer_loop.data.loader import RowSource
-from trainer_loop.data.split import Origins, Split
-from trainer_loop.data.tokens import TokenisedSplit
-from trainer_loop.data.values import make_arrays
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.split import Split, TokenisedSplit
 from trainer_loop.data.wording import enumerate_some, shorten
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.randomness import seed_everything
@@ -76,7 +75,7 @@ def _hold(table: pa.Table, names: list[str], *, place: str, columns: Collection[
     if not features:
         return make_split(make_dataset({}, names, table.num_rows), names, place)
     with telling_damage(place, "Arrow"):
-        return make_split(as_rows(hold(table, features)), names, place)
+        return make_split(as_rows(validate_and_cast(table, features)), names, place)
 
 
 def make_split(rows: datasets.Dataset, names: Sequence[str], place: str) -> Split:
@@ -114,7 +113,7 @@ def take_rows(
 ) -> TokenisedSplit:
     """Rows that a task takes as they are, each a dict. name: of the split. place: how errors call it.
 
-    places, fingerprint: see TokenisedSplit; None: by the rows' numbers, and of some of them.
+    origins, fingerprint: see TokenisedSplit; None: by the rows' numbers, and of some of them.
     Raises UserError where there is none, or they cannot be found by number.
     """
     if hasattr(rows, "__arrow_c_stream__") and not isinstance(rows, datasets.Dataset):

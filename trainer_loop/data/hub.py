@@ -13,8 +13,9 @@ import pyarrow as pa
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.origins import Origins
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard, ShardedSplit
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import Problems, UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
@@ -30,15 +31,14 @@ def load_hub_splits(name: str, *, config: str | None, specs: Mapping[str, str]) 
     """
     splits: dict[str, Split] = {}
     problems = Problems()
-
-    def load() -> None:
+    try:
         with _reach_hub(name, config):
             present = datasets.load_dataset(name, config)
             for ours, theirs in specs.items():
                 split = problems.collect("", _load_split, name, config, ours, theirs, present)
-                splits.update({} if split is None else {ours: split})
-
-    problems.collect("", load)
+                splits |= {} if split is None else {ours: split}
+    except UserError as error:
+        problems.lines += error.problems
     return splits, problems.lines
 
 
@@ -174,7 +174,6 @@ def _read_shard(
 
 
 def _explain_missing(name: str, ours: str, theirs: str, present: Iterable[str]) -> str:
-    """A split that the data set does not have."""
     there = f"{name} has {enumerate_some(list(present), at_most=10)}"
     return f"data.{ours}={theirs}: no such split; {there}{did_you_mean(theirs, present)}"
 

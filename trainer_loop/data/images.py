@@ -1,27 +1,18 @@
-"""Images: read from a path, a data URI or bytes, and the processor that makes pixels of them."""
+"""Images: read from a path, a data URI or bytes, and what is wrong with one."""
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import transformers
-from transformers import PretrainedConfig
 
-from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.pretrained import load_pretrained
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError, in_one_line
 
-_DATA_URI = "data:image/"
+DATA_URI = "data:image/"
 _UNBOUNDED = ("I", "F")  # modes of PIL with 32 bits a value
 _FORMATS_OF_STRANGERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow starts other programs for some of the others
-_BACKEND = "pil"  # the same pixels on every machine, whatever else is installed
 
 
 def read_source(value: Any) -> tuple[bytes, str]:
@@ -35,7 +26,7 @@ def read_source(value: Any) -> tuple[bytes, str]:
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value.startswith(_DATA_URI):
+    if isinstance(value, str) and value.startswith(DATA_URI):
         try:
             value = base64.b64decode(value.partition(";base64,")[2], validate=True)
         except ValueError as error:
@@ -106,7 +97,9 @@ def decode(content: bytes, path: str) -> Any:
 
 def spell_image(image: Any) -> dict[str, Any]:
     """A PIL image, as it is now, in the form that datasets has images in."""
-    return {"bytes": datasets.features.image.image_to_bytes(image), "path": None}
+    from datasets.features.image import image_to_bytes
+
+    return {"bytes": image_to_bytes(image), "path": None}
 
 
 def as_plain(value: Any) -> Any:
@@ -114,69 +107,3 @@ def as_plain(value: Any) -> Any:
     if type(value).__module__.startswith("PIL."):
         return spell_image(value)
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-
-
-def list_paths(column: pa.ChunkedArray) -> list[str | None]:
-    """The paths in a column of images, without reading the bytes of images that are in it; None for these."""
-    if pa.types.is_struct(column.type) and {"bytes", "path"} <= {field.name for field in column.type}:
-        has_bytes = pc.is_valid(pc.struct_field(column, "bytes"))
-        column = pc.if_else(has_bytes, pa.scalar(None, pa.string()), pc.struct_field(column, "path"))
-    elif not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return [None] * len(column)
-    paths: list[str | None] = column.to_pylist()
-    return paths
-
-
-def fingerprint_files(paths: Iterable[str | None]) -> str:
-    """The sizes of these files as a hash: a file that changes mostly changes its size."""
-    sizes = (Path(path).stat().st_size if path is not None and _is_file(path) else -1 for path in paths)
-    return digest(np.fromiter(sizes, dtype=np.int64).tobytes())
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return not path.startswith(_DATA_URI) and Path(path).is_file()
-    except (OSError, ValueError):  # no file can have such a name
-        return False
-
-
-def load_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
-    """The image processor of a model in a local folder, or of a hub id. Raises UserError."""
-    check_pillow()
-    options = {"backend": _BACKEND, "trust_remote_code": trust_remote_code}
-    return load_pretrained(transformers.AutoImageProcessor, name_or_path, noun="image processor", options=options)
-
-
-def make_processor(config: PretrainedConfig) -> Any:
-    """The image processor of a new model: with the usual values for its type, and the size of its images."""
-    check_pillow()
-    from PIL import Image
-
-    known = transformers.IMAGE_PROCESSOR_MAPPING
-    if type(config) not in known or _BACKEND not in known[type(config)]:
-        raise UserError(
-            f"model.type: transformers has no image processor for a {config.model_type}; name one in model.tokenizer"
-        )
-    make, size = known[type(config)][_BACKEND], getattr(config, "image_size", None)
-    if size is None:
-        return make()
-    height, width = (size, size) if isinstance(size, int) else size
-    default = make()
-    whole = {"height": height, "width": width}
-    given = {"size": {"shortest_edge": min(height, width)} if "shortest_edge" in (default.size or {}) else whole}
-    processor = make(**given, **({"crop_size": whole} if getattr(default, "crop_size", None) else {}))
-    made = processor(images=Image.new("RGB", (2 * width, 3 * height)), return_tensors="pt")["pixel_values"].shape
-    if tuple(made[-2:]) != (height, width):
-        raise UserError(
-            f"model.type: the image processor of a {config.model_type} makes images of {made[-2]} x {made[-1]}, and "
-            f"its config says {height} x {width}; name a processor in model.tokenizer"
-        )
-    return processor
-
-
-def check_pillow() -> None:
-    """Raise UserError if the library that reads images is not installed."""
-    try:
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise UserError("task.name: a task on images needs the package pillow: pip install pillow") from error

@@ -1,5 +1,6 @@
 """From the values of a label column to class ids and their names, of training rows and of rows of a trained model."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from trainer_loop.data.missing import HIDDEN, read_column
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import as_typed_rows, read_column, read_values, whole_column
+from trainer_loop.data.missing import lacks_label
 from trainer_loop.data.split import Split
-from trainer_loop.data.values import is_nan
 from trainer_loop.data.wording import enumerate_some, plural, shorten
 from trainer_loop.errors import UserError, refuse
 
@@ -145,6 +149,30 @@ def _check_names(given: Sequence[object]) -> list[str]:
     return names
 
 
+def count_labels(split: Split, label: str) -> Counter[RawLabel]:
+    """How many rows have each raw label; nulls are left out."""
+    counts: Counter[RawLabel] = Counter()
+    for column in read_column(split.rows, label):
+        for counted in pc.value_counts(column.drop_null()).to_pylist():
+            counts[counted["values"]] += counted["counts"]
+    return counts
+
+
+def count_raw_labels(split: Split, columns: Columns) -> Counter[RawLabel]:
+    """How many rows have each raw label; of lists of labels, how many elements of all rows."""
+    assert columns.label is not None, "there are labels"
+    return count_labels(flatten(split, columns.label) if columns.has_class_lists else split, columns.label)
+
+
+def flatten(split: Split, column: str) -> Split:
+    """The elements of a column of lists, as rows of that column alone; each has the place of the row it is from."""
+    lists = whole_column(split.rows, column).combine_chunks()
+    feature = split.rows.features[column].feature
+    rows = as_typed_rows(pa.table({column: lists.flatten()}), {column: feature})
+    origins = split.origins.select(np.asarray(pc.list_parent_indices(lists), dtype=np.int64))
+    return Split(split.name, rows, origins, split.fingerprint, split.columns)
+
+
 def read_known_labels(
     split: Split, label: str, *, names: Sequence[str], values: Sequence[RawLabel]
 ) -> tuple[list[int | None], list[str]]:
@@ -153,10 +181,10 @@ def read_known_labels(
     names, values: by class, the name and what stood in the training data. Returns the class of every row, `[N]`, None
     where it has none that the model knows, and lines for a person.
     """
-    raws = [value for part in read_column(split.rows, label) for value in part.to_pylist()]
+    raws = list(read_values(split.rows, label))
     feature = split.rows.features[label]
     are_classes = isinstance(feature, datasets.ClassLabel)
-    lacking = [value is None or is_nan(value) or (are_classes and value == HIDDEN) for value in raws]
+    lacking = [lacks_label(value, are_classes=are_classes) for value in raws]
     present = [value for value, gone in zip(raws, lacking, strict=True) if not gone]
     find = _choose_reading(present, feature, names=names, values=values)
     ids = [None if gone else find(value) for value, gone in zip(raws, lacking, strict=True)]

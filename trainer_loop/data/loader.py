@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation, halve_dearest
 from trainer_loop.data.cut import Limits
-from trainer_loop.data.tokens import RawRows
+from trainer_loop.data.split import RawRows
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.preempt import forking_workers, leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import derive_seed, seed_everything
@@ -67,7 +67,6 @@ class StepBatch:
     wait_seconds: float = 0.0  # how long the loop stood still for it
 
     def pin_memory(self) -> "StepBatch":
-        """Called by DataLoader where copies to the device are to overlap."""
         self.microbatches = [microbatch.pin_memory() for microbatch in self.microbatches]
         return self
 
@@ -214,13 +213,7 @@ class TrainLoader(Dataset[StepBatch]):
         seed_everything(self.plan.seed, "collate", step, self.process_index)
         # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
         microbatches = [self.make_microbatch(rows, step) for rows in share.microbatches] or [self._make_dummy(step)]
-        return StepBatch(
-            step=step,
-            microbatches=microbatches,
-            num_rows=share.num_rows,
-            num_tokens=share.num_tokens,
-            num_padded_tokens=share.num_padded_tokens,
-        )
+        return StepBatch(step, microbatches, share.num_rows, share.num_tokens, share.num_padded_tokens)
 
     def make_microbatch(self, rows: Rows, step: int) -> Microbatch:
         collator = _Collator(self.rows, self.collate, self.count, self.draws, self.mixes)

@@ -13,44 +13,49 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.database import name_database, read_query
 from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest_rows
-from trainer_loop.data.folders import is_image_folder, read_image_folder
+from trainer_loop.data.folders import is_image_folder, list_image_files, read_image_folder, read_images
 from trainer_loop.data.given_rows import as_dataset, read_dicts
-from trainer_loop.data.missing import with_plain_columns
-from trainer_loop.data.row_functions import RowFunctions
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.plain_columns import with_plain_columns
+from trainer_loop.data.row_functions import NO_FUNCTIONS, RowFunctions
+from trainer_loop.data.section import DataSection
+from trainer_loop.data.split import Split
+from trainer_loop.data.tables import WholeTable, read_whole
 from trainer_loop.data.text_format import TextFormat
+from trainer_loop.data.wording import enumerate_names
 from trainer_loop.errors import UserError, under
 
+_FILE, _PREDICT = "file", "predict"  # the key of the command, and the split that it reads of a `DatasetDict`
 
-def read_local(
-    spec: Any, *, split: str, columns: Columns, text_format: TextFormat, seed: int, functions: RowFunctions | None
-) -> Split:
+
+def read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions) -> Split:
     """The rows of files, of a query or of a dotted path, or rows that were given. Raises UserError.
 
     functions: what is done to each row, with all its columns, before.
     """
-    key, wanted = f"data.{split}", columns if functions is None else None  # functions are given all columns
+    columns = section.columns_of(split)
+    key, wanted = f"data.{split}", None if functions else columns  # functions are given all columns
     if isinstance(spec, Split):
-        return _change(given_split(spec, name=split, columns=wanted), functions, columns)
+        return functions.over_split(given_split(spec, name=split, columns=wanted), columns=columns)
     if not is_query(spec):
         check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
-        return read_source(spec, split=split, columns=columns, text_format=text_format, functions=functions)
+        return read_source(spec, split=split, columns=columns, text_format=section.files, functions=functions)
     if "." not in spec:
         raise UserError(
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
             "for a split of a hub data set give data.name too"
         )
     place = f"{key}={spec}"
-    returned = call_rows_function(spec, split=split, seed=seed)
+    returned = call_rows_function(spec, split=split, seed=section.seed)
     read = _as_split(returned, place=place, dotted=spec, wanted=None if wanted is None else wanted.stored)
     if not len(read.rows):
         raise UserError(f"{place} returned no rows")
-    return _change(_name_rows(read, split, place=spec, columns=wanted), functions, columns)
+    return functions.over_split(_name_rows(read, split, place=spec, columns=wanted), columns=columns)
 
 
 def read_source(
-    spec: Any, *, split: str, columns: Columns | None, text_format: TextFormat, functions: RowFunctions | None = None
+    spec: Any, *, split: str, columns: Columns | None, text_format: TextFormat, functions: RowFunctions = NO_FUNCTIONS
 ) -> Split:
     """The rows of a query, of files, of folders that `save_to_disk` wrote, or of a folder of images. Raises UserError.
 
@@ -58,26 +63,18 @@ def read_source(
     """
     key = f"data.{split}"
     if is_query(spec):
-        wanted = columns if functions is None else None
+        wanted = None if functions else columns
         with under(f"{key}: "):
             read = read_query(**spec, columns=None if wanted is None else wanted.stored)
         read = _name_rows(read, split, place=name_database(spec["connection"]), columns=wanted)
-        return _change(read, functions, columns)
-    specs = [spec] if isinstance(spec, str) else list(spec)
+        return functions.over_split(read, columns=columns)
+    specs = _as_list(spec)
     with under(f"{key}={specs[0]}: "):
         images = read_image_folder(specs[0], split=split) if len(specs) == 1 and is_image_folder(specs[0]) else None
     if images is not None:
-        return _change(images, functions, columns)
+        return functions.over_split(images, columns=columns)
     files = find_files(specs, key=key, split=parse_set(split)[0])
     return read_files(files, split=split, columns=columns, text_format=text_format, functions=functions)
-
-
-def _change(rows: Split, functions: RowFunctions | None, columns: Columns | None) -> Split:
-    """What the functions make of rows with all their columns; without functions the rows themselves."""
-    if functions is None:
-        return rows
-    assert columns is not None, "functions are for tasks that declare columns"
-    return functions.over_split(rows, columns=columns)
 
 
 def check_spec(spec: Any, *, key: str) -> list[str]:
@@ -137,3 +134,58 @@ def _as_split(returned: Any, *, place: str, dotted: str, wanted: Collection[str]
         raise UserError(f"{place} returned no rows")
     with under(f"{place}: "):
         return read_dicts(rows, place=dotted, columns=wanted)
+
+
+def find_whole(spec: Any) -> list[str]:
+    """The files that a spec stands for; none for a query and for images. Raises UserError where there is none."""
+    if is_query(spec) or _names_images(spec):
+        return []
+    return find_files(_as_list(spec), key=_FILE, split=_PREDICT)
+
+
+def read_whole_rows(spec: Any, files: list[str], *, columns: Columns, text_format: TextFormat) -> WholeTable:
+    """The rows of files, of a query, or of images.
+
+    Images are rows of their path and, in folders in a folder, of the name of the folder as their label.
+
+    Args:
+        spec: Files and globs, folders that `save_to_disk` wrote, a folder of images, images, or a query of a database.
+        files: From `find_whole`.
+        columns: Those that a model reads; rows of images have these names.
+        text_format: How text files are written.
+
+    Raises:
+        UserError: The rows cannot be read.
+    """
+    if files:
+        return read_whole(files, text_format=text_format)
+    if is_query(spec):
+        with under(f"{_FILE}: "):
+            return _as_table(read_query(**spec, columns=None))
+    specs = _as_list(spec)
+    images = columns.of_kind("image")
+    with under(f"{_FILE}={specs[0]}: "):
+        if not images:
+            told = f"it names images, and this model reads {enumerate_names(columns.without_targets().all)}"
+            raise UserError(f"{told}; give a file of rows")
+        read = read_images(specs, split=_PREDICT)
+    new = {"image": images[0], **({} if columns.label is None else {"label": columns.label})}
+    table = _as_table(read)
+    named = {new[name]: column for name, column in table.columns.items() if name in new}
+    return WholeTable(named, list(named), table.origins, has_fields=False)
+
+
+def _names_images(spec: Any) -> bool:
+    specs = _as_list(spec)
+    return (len(specs) == 1 and is_image_folder(specs[0])) or list_image_files(specs) is not None
+
+
+def _as_list(spec: Any) -> list[str]:
+    return [spec] if isinstance(spec, str) else list(spec)
+
+
+def _as_table(split: Split) -> WholeTable:
+    table = split.rows.with_format("arrow")[:]
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    metadata = split.rows.features.arrow_schema.metadata
+    return WholeTable(columns, list(split.columns or columns), split.origins, has_fields=False, metadata=metadata)

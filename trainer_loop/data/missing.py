@@ -2,109 +2,99 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer_loop.data.arrow_types import as_typed_rows, plain_array, whole_numbers
-from trainer_loop.data.column_values import is_hole
 from trainer_loop.data.columns import Columns, JoinedKind, Kind
+from trainer_loop.data.dataset_columns import Mask, find_rows, read_column, read_values, replace_columns, whole_column
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.images import fingerprint_files, list_paths
-from trainer_loop.data.joined_columns import join_columns
-from trainer_loop.data.shards import Shard
 from trainer_loop.data.split import Split
-from trainer_loop.data.values import is_nan
+from trainer_loop.data.values import is_hole, is_nan
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
-_READ_ROWS = 10_000  # at a time
-_NUMBERS = ("number", "numbers", "weight")  # kinds
+_TEXTS_AND_NUMBERS = ("text", "number", "numbers", "weight")  # kinds; a number may be a text
 _NESTED = ("conversation", "joined_classes", "joined_numbers")  # kinds whose values may have a hole inside
 HIDDEN = -1  # the class that datasets gives to rows whose label is kept secret
-
-Mask = npt.NDArray[np.bool_]
-Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
+FILL_OR_DROP = "fill it in or remove the row, or set data.missing=drop"
 
 
 @dataclasses.dataclass(frozen=True)
 class Holes:
     """What counts as missing: any value that is null, and blank texts and hidden labels.
 
-    texts: columns of texts and of numbers, and whether a blank text counts in each. label: the column of single labels,
-    if there is one. others: all other columns that are read, and their kinds; a conversation lacks its last answer.
+    kinds: of all columns that are read: texts and numbers first, then the label. blank: those in which a blank text
+    counts.
     """
 
-    texts: Mapping[str, bool]
-    label: str | None = None
-    others: Mapping[str, Kind | JoinedKind] = dataclasses.field(default_factory=dict)
+    kinds: Mapping[str, Kind | JoinedKind]
+    blank: Collection[str]
 
     @classmethod
     def of(cls, columns: Columns, *, missing: str = "refuse") -> "Holes":
         """The holes of these columns. missing: with `empty`, blank texts are as good as any."""
-        kinds = {name: columns.declared[own] for own, name in columns.names.items()}
-        texts = {
-            name: column.kind != "text" or (missing != "empty" and not column.blank)
-            for name, column in kinds.items()
-            if column.kind in ("text", *_NUMBERS) and name not in columns.joined  # a number may be a text
+        kinds = {name: columns.kind_of(own) for own, name in columns.names.items()}
+        may_be_blank = {name: missing == "empty" or columns.declared[own].blank for own, name in columns.names.items()}
+        blank = [
+            name
+            for name, kind in kinds.items()
+            if kind in _TEXTS_AND_NUMBERS and not (kind == "text" and may_be_blank[name])
+        ]
+        in_order = sorted(kinds, key=lambda name: (kinds[name] not in _TEXTS_AND_NUMBERS, kinds[name] != "class"))
+        return cls({name: kinds[name] for name in in_order}, blank)
+
+    def describe_dropped(self, file: str, counts: Mapping[str, int]) -> list[str]:
+        """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`, or nothing. counts: of rows."""
+        holes = {
+            f"an answer at the end of {name!r}" if self.kinds[name] == "conversation" else repr(name): number
+            for name, number in counts.items()
+            if number
         }
-        label = columns.single_label
-        return cls(
-            texts,
-            label,
-            {name: columns.kind_of(own) for own, name in columns.names.items() if name not in texts and name != label},
-        )
+        parts = [f"{number:,} without {hole}" for hole, number in holes.items()]
+        parts[:1] = [f"{plural(number, 'row')} without {hole}" for hole, number in holes.items()][:1]
+        were = "was" if sum(holes.values()) == 1 else "were"
+        return [f"{file}: {', '.join(parts)} {were} dropped"] if parts else []
 
-    @property
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys([*self.texts, *([] if self.label is None else [self.label]), *self.others]))
-
-    def name_holes(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """What the rows lack that have a hole in a column, for a person. counts: rows, by column."""
-        return {
-            f"an answer at the end of {name!r}" if self.others.get(name) == "conversation" else repr(name): count
-            for name, count in counts.items()
-        }
-
-    def in_text(self, name: str, value: object) -> bool:
-        """As `find` does it, for one value."""
+    def is_in(self, name: str, value: object, *, are_classes: bool = False) -> bool:
+        """Whether a value of a column is a hole. are_classes: the label is that of a column of classes."""
+        kind = self.kinds[name]
+        if kind != "class" and kind not in _TEXTS_AND_NUMBERS:
+            return is_hole(value, kind)
         if isinstance(value, str):
-            return self.texts[name] and (not value or value.isspace())
-        return value is None or is_nan(value)
-
-    def in_label(self, value: object, *, are_classes: bool) -> bool:
-        return value is None or is_nan(value) or (are_classes and value == HIDDEN)
+            return name in self.blank and (not value or value.isspace())
+        return lacks_label(value, are_classes=are_classes and kind == "class")
 
     def columns_of(self, values: Mapping[str, Any], *, are_classes: bool) -> list[str]:
-        """The columns in which a row of a stream has a hole. are_classes: its label is that of a column of classes."""
-        lacking = [name for name in self.texts if self.in_text(name, values.get(name))]
-        if self.label is not None and self.in_label(values.get(self.label), are_classes=are_classes):
-            lacking.append(self.label)
-        return lacking + [name for name, kind in self.others.items() if is_hole(values.get(name), kind)]
+        """The columns in which a row of a stream has a hole. are_classes: see `is_in`."""
+        return [name for name in self.kinds if self.is_in(name, values.get(name), are_classes=are_classes)]
 
     def find(self, rows: datasets.Dataset) -> dict[str, Mask]:
         """`[N]` which rows lack what, by column; of the columns that are there."""
-        found = {}
-        for name in self.columns:
-            if name in rows.column_names:
-                test = is_unlabelled if name == self.label else _is_blank if self.texts.get(name) else pc.is_null
-                if self.others.get(name) in _NESTED:
-                    test = partial(_are_holes, kind=self.others[name])
-                found[name] = find_rows(rows, name, test)
-                if name == self.label and isinstance(rows.features[name], datasets.ClassLabel):
-                    found[name] |= find_rows(rows, name, is_hidden)
-        return found
+        return {name: self._find_in(rows, name) for name in self.kinds if name in rows.column_names}
+
+    def _find_in(self, rows: datasets.Dataset, name: str) -> Mask:
+        kind = self.kinds[name]
+        if kind in _NESTED:
+            return np.fromiter((is_hole(value, kind) for value in read_values(rows, name)), dtype=np.bool_)
+        if kind == "class":
+            found = find_rows(rows, name, is_unlabelled)
+            return found | find_rows(rows, name, is_hidden) if has_classes(rows.features, name) else found
+        return find_rows(rows, name, _is_blank if name in self.blank else pc.is_null)
 
 
-def has_classes(shard: Shard, label: str | None) -> bool:
-    """Whether the label of a shard is a column of classes, which has a number for labels that are kept secret."""
-    return shard.features is not None and isinstance(shard.features.get(label), datasets.ClassLabel)
+def lacks_label(value: object, *, are_classes: bool) -> bool:
+    """Whether a label is missing. are_classes: it is a number of a column of classes, where secret ones have one."""
+    return value is None or is_nan(value) or (are_classes and value == HIDDEN)
+
+
+def has_classes(features: datasets.Features | None, label: str | None) -> bool:
+    """Whether a label is a column of classes, which has a number for labels that are kept secret."""
+    return features is not None and isinstance(features.get(label), datasets.ClassLabel)
 
 
 def settle_missing(split: Split, columns: Columns, *, missing: str) -> tuple[Split, list[str]]:
@@ -116,105 +106,28 @@ def settle_missing(split: Split, columns: Columns, *, missing: str) -> tuple[Spl
     if missing == "refuse":
         return split, []
     holes = Holes.of(columns)
-    found = holes.find(split.rows)
     if missing == "empty":
-        texts = [name for name in found if name in holes.texts and _may_be_text(split.rows.features[name])]
-        nulls = [name for name in texts if any(column.null_count for column in read_column(split.rows, name))]
-        return (_fill(split, nulls) if nulls else split), []
+        return _fill(split, [name for name, kind in holes.kinds.items() if kind in _TEXTS_AND_NUMBERS]), []
     gone = np.zeros(len(split.rows), dtype=np.bool_)
     origins = split.origins
     files = [name.rpartition(" ")[0] for name in origins.names]
     counts: dict[str, Counter[str]] = {file: Counter() for file in files}
-    for name, mask in found.items():
+    for name, mask in holes.find(split.rows).items():
         numbers = np.bincount(origins.origin[mask & ~gone], minlength=len(files)).tolist()
         for file, number in zip(files, numbers, strict=True):
             counts[file][name] += number
         gone |= mask
     if not gone.any():
         return split, []
-    told = [line for file, dropped in counts.items() for line in describe_dropped(file, holes.name_holes(dropped))]
+    told = [line for file, dropped in counts.items() for line in holes.describe_dropped(file, dropped)]
     if gone.all():
         raise UserError(f"data.{split.name}: no row is left; {'; '.join(told)} (data.missing=drop)")
     return split.select(np.flatnonzero(~gone)), told
 
 
-def describe_dropped(file: str, counts: Mapping[str, int]) -> list[str]:
-    """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`, or nothing.
-
-    counts: by what is missing, see `Holes.name_holes`.
-    """
-    lacking = [(hole, number) for hole, number in counts.items() if number]
-    parts = [f"{number:,} without {hole}" for hole, number in lacking[1:]]
-    parts = [f"{plural(number, 'row')} without {hole}" for hole, number in lacking[:1]] + parts
-    were = "was" if sum(counts.values()) == 1 else "were"
-    return [f"{file}: {', '.join(parts)} {were} dropped"] if parts else []
-
-
-def with_plain_columns(split: Split, columns: Columns) -> Split:
-    """The columns that are read alone, in their plain types; labels that are numbers without fractions are integers.
-
-    Libraries that have no integers with holes make decimal numbers of them.
-    """
-    rows = split.rows
-    names = list(split.columns or rows.column_names)
-    texts, label = columns.of_kind("text"), columns.single_label
-    for name in columns.of_kind("image"):
-        if isinstance(rows.features.get(name), datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    rows = join_columns(rows, columns.joined, kept=columns.names.values())
-    present = [name for name in rows.column_names if name in {*columns.all, *columns.stored}]
-    present = present or rows.column_names[:1]  # which stands in for their number
-    if len(present) < len(rows.column_names):
-        rows = rows.select_columns(present)
-    made: dict[str, pa.ChunkedArray] = {}
-    for name, kind in zip(rows.column_names, rows.features.arrow_schema.types, strict=True):
-        if name in texts and pa.types.is_string_view(kind):
-            made[name] = plain_array(_whole_column(rows, name))
-        elif name == label and (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
-            column = _whole_column(rows, name)
-            numbers = whole_numbers(column) if column.null_count < len(column) else None
-            made |= {} if numbers is None else {name: numbers}
-    plain = _replace_columns(rows, made)
-    of_images = [
-        column for name in columns.of_kind("image") if name in plain.column_names for column in read_column(plain, name)
-    ]
-    paths = [path for column in of_images for path in list_paths(column)]
-    fingerprint = split.fingerprint
-    if any(paths):
-        fingerprint = digest(fingerprint.encode(), fingerprint_files(paths).encode())
-    return dataclasses.replace(split, rows=plain, columns=names, fingerprint=fingerprint)
-
-
-def read_column(rows: datasets.Dataset, column: str) -> Iterator[pa.ChunkedArray]:
-    """A column, some rows at a time."""
-    if rows._indices is None:  # else it has other rows than its table, or in another order
-        whole = rows.data.column(column)
-        yield from (whole.slice(start, _READ_ROWS) for start in range(0, len(whole), _READ_ROWS))
-        return
-    table: Any
-    for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=_READ_ROWS):
-        yield table[column]
-
-
-def find_rows(rows: datasets.Dataset, column: str, test: Test) -> Mask:
-    """`[N]` rows whose value passes the test."""
-    masks = [np.asarray(pc.fill_null(test(part), False)) for part in read_column(rows, column)]
-    return np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
-
-
 def is_hidden(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Labels of a column of classes that are kept secret."""
     return pc.equal(column, HIDDEN)
-
-
-def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return is_unlabelled(column)
-    return pc.fill_null(is_blank(column), True)
-
-
-def _are_holes(column: pa.ChunkedArray, *, kind: Kind | JoinedKind) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array([is_hole(value, kind) for value in column.to_pylist()], pa.bool_())])
 
 
 def is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -227,28 +140,23 @@ def is_unlabelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
 
 
-def _may_be_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "null")
+def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return is_unlabelled(column)
+    return pc.fill_null(is_blank(column), True)
 
 
 def _fill(split: Split, names: Sequence[str]) -> Split:
-    made = {}
+    """Nulls as empty texts, in those of the columns that hold texts."""
+    made: dict[str, pa.ChunkedArray] = {}
+    features = split.rows.features
     for name in names:
-        column = _whole_column(split.rows, name)
-        made[name] = pc.fill_null(column.cast(pa.string()) if pa.types.is_null(column.type) else column, "")
-    fingerprint = digest(split.fingerprint.encode(), b"null texts are empty", *(name.encode() for name in names))
-    return dataclasses.replace(split, rows=_replace_columns(split.rows, made), fingerprint=fingerprint)
-
-
-def _whole_column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    table: Any = rows.select_columns([name]).with_format("arrow")[:]
-    return table[name]
-
-
-def _replace_columns(rows: datasets.Dataset, made: dict[str, pa.ChunkedArray]) -> datasets.Dataset:
+        feature = features.get(name)
+        may_be_texts = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "null")
+        if may_be_texts and any(column.null_count for column in read_column(split.rows, name)):
+            column = whole_column(split.rows, name)
+            made[name] = pc.fill_null(column.cast(pa.string()) if pa.types.is_null(column.type) else column, "")
     if not made:
-        return rows
-    table: pa.Table = rows.with_format("arrow")[:]
-    for name, column in made.items():
-        table = table.set_column(table.column_names.index(name), name, column)
-    return as_typed_rows(table, {name: feature for name, feature in rows.features.items() if name not in made})
+        return split
+    fingerprint = digest(split.fingerprint.encode(), b"null texts are empty", *(name.encode() for name in made))
+    return dataclasses.replace(split, rows=replace_columns(split.rows, made), fingerprint=fingerprint)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from trainer_loop.data.split import Indices
+from trainer_loop.data.origins import Indices
 from trainer_loop.runtime.randomness import derive_seed, permute
 
 MANY_ROWS = 10**8  # above which no array has a number for each row of an epoch: 0.8 GB, and seconds to shuffle it

@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.config.named_sets import is_query, name_sets, parse_set
-from trainer_loop.data.checks import check_splits, count_raw_labels
-from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
+from trainer_loop.data.checks import check_splits
+from trainer_loop.data.choose_rows import cut_validation, limit_splits
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import read_values
 from trainer_loop.data.files import is_file_spec
 from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
-from trainer_loop.data.joined_columns import name_labels_of_rows
-from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.labels import LabelNames, count_raw_labels
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import settle_missing
-from trainer_loop.data.mixture import Source, name_source
-from trainer_loop.data.number_columns import find_num_numbers, name_numbers
-from trainer_loop.data.prepare import cut_validation, limit_splits
-from trainer_loop.data.report import SplitFacts, describe_data, measure_data
+from trainer_loop.data.mixture_sources import Source, name_source
+from trainer_loop.data.plain_columns import find_num_numbers, name_labels_of_rows
+from trainer_loop.data.read_splits import read_sources, read_splits
+from trainer_loop.data.section import DataSection, Say
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, read_sources, read_splits
-from trainer_loop.data.split import Split
-from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
-from trainer_loop.data.train_stream import TrainStream, prepare_mixture, prepare_stream
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.split_facts import SplitFacts, describe_data, measure_data
+from trainer_loop.data.stream_plan import TrainStream, prepare_mixture, prepare_stream
+from trainer_loop.data.tokenise import Encoder, Encoding, tokenise_split
+from trainer_loop.data.values import KINDS_OF_TEXTS, list_texts, read_numbers
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError, refuse
 
@@ -56,8 +57,12 @@ class DataPlan:
 
     @property
     def output_names(self) -> list[str] | None:
-        """The names of the classes, or of several numbers; None if there are none."""
-        return name_numbers(self.columns, self.num_numbers) if self.labels is None else self.labels.names
+        """The names of the classes, or of several numbers: of their columns, or 0, 1, ...; None if there are none."""
+        if self.labels is not None:
+            return self.labels.names
+        if self.num_numbers in (None, 1):
+            return None
+        return list(self.columns.joined.get(self.columns.numbers or "", map(str, range(self.num_numbers))))
 
     @property
     def columns(self) -> Columns:
@@ -76,6 +81,12 @@ class DataPlan:
             return self.labels.count(Counter(chain.from_iterable(set(labels or ()) for labels in rows)))
         return self.labels.count(count_raw_labels(train, self.columns))
 
+    def list_numbers(self) -> np.ndarray:
+        """The numbers of all training rows, `[N]`, or `[N, K]` if a row has several."""
+        assert self.columns.numbers is not None, "the task reads a column of the kind numbers"
+        values = read_values(self.splits["train"].rows, self.columns.numbers)
+        return np.array([read_numbers(value) for value in values], dtype=np.float64)
+
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
         names = self.columns.of_kind(*KINDS_OF_TEXTS)
@@ -92,17 +103,8 @@ class DataPlan:
         counts_stream: the rows of a streamed split are counted, because its epochs are.
         """
         section = self.section
-        encoding = Encoding(
-            task,
-            tokenizer,
-            section.columns,
-            self.labels,
-            section.max_length,
-            section.cache_dir,
-            self.show_progress,
-            say,
-            num_numbers=self.num_numbers,
-        )
+        beside = {"show_progress": self.show_progress, "say": say, "num_numbers": self.num_numbers}
+        encoding = self._make_encoding(task, tokenizer, self.columns, **beside)
         splits, stream = dict(self.splits), None
         if self.sources:
             stream = prepare_mixture(self.sources, encoding, section)
@@ -146,12 +148,13 @@ class DataPlan:
         for line in lines:
             say(line)
         kept = split.origins.numbers - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
+        encoding = self._make_encoding(task, tokenizer, columns, evaluates=True)
+        encoded = tokenise_split(name_labels_of_rows(split, columns), encoding)
+        return encoded, None if kept is None else KeptRows(kept, len(named.rows))
+
+    def _make_encoding(self, task: Encoder, tokenizer: Any, columns: Columns, **beside: Any) -> Encoding:
         labels = None if columns.label is None else self.labels
-        encoding = Encoding(
-            task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, evaluates=True
-        )
-        split = name_labels_of_rows(split, columns)
-        return tokenise_split(split, encoding), None if kept is None else KeptRows(kept, len(named.rows))
+        return Encoding(task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, **beside)
 
 
 def plan_data(
@@ -164,48 +167,44 @@ def plan_data(
     Args:
         given: rows that were made in Python, by split or set, in the place of what the config names.
     """
-    splits: dict[str, Split] = {}
-    streamed: ShardedSplit | None = None
-    sources: Sequence[Source] = ()
-    labels: LabelNames | None = None
-    num_numbers: int | None = None
     known = len(problems.lines)
     put = _put_given(section, given, problems)
-    if put is not None:
-        splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
-        problems.lines += wrong
-        if section.mixture and section.streaming:
-            sources = problems.collect("", read_sources, put) or ()
-            labels, num_numbers = _check_sources(sources, put, warn=warn, problems=problems)
-        else:
-            num_numbers = find_num_numbers(splits, section.columns)
-        wrong, warnings, labels = check_splits(
-            splits,
-            columns=section.columns,
-            train_columns=section.train_columns,
-            label_names=section.label_names,
-            is_streamed=section.streaming,
-            missing=section.missing,
-            known=labels,
-            num_numbers=num_numbers,
-            cuts=section.cuts,
-        )
-        if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
-            all_wrong = set(wrong)
-            wrong = [
-                line
-                for line in wrong
-                if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_wrong
-            ]
-        problems.lines += wrong
-        for warning in warnings:
-            warn(warning)
-        if len(problems.lines) == known:
-            splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
-            sources = [
-                dataclasses.replace(source, split=name_labels_of_rows(source.split, source.columns))
-                for source in sources
-            ]
+    if put is None:
+        return DataPlan(section, {}, None, None, show_progress)
+    splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
+    problems.lines += wrong
+    sources: Sequence[Source] = ()
+    if section.mixture and section.streaming:
+        sources = problems.collect("", read_sources, put) or ()
+        labels, num_numbers = _check_sources(sources, put, warn=warn, problems=problems)
+    else:
+        labels, num_numbers = None, find_num_numbers(splits, section.columns)
+    wrong, warnings, labels = check_splits(
+        splits,
+        columns=section.columns,
+        train_columns=section.train_columns,
+        label_names=section.label_names,
+        is_streamed=section.streaming,
+        missing=section.missing,
+        known=labels,
+        num_numbers=num_numbers,
+        cuts=section.cuts,
+    )
+    if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
+        all_wrong = set(wrong)
+        wrong = [
+            line
+            for line in wrong
+            if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_wrong
+        ]
+    problems.lines += wrong
+    for warning in warnings:
+        warn(warning)
+    if len(problems.lines) == known:
+        splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
+        sources = [
+            dataclasses.replace(source, split=name_labels_of_rows(source.split, source.columns)) for source in sources
+        ]
     return DataPlan(section, splits, streamed, labels, show_progress, sources, num_numbers)
 
 
@@ -274,11 +273,10 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
 def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Problems) -> dict[str, TokenisedSplit]:
     """The splits of a task that takes rows as they are. What is wrong is added to `problems`."""
     fraction, fold, seed = section.validation_fraction, section.fold, section.seed
-    sets = [name for name in given if parse_set(name)[0] == "validation"]
-    if fraction is not None and sets:
-        problems.lines.append(f"data.validation_fraction: {fraction}: validation rows are given; set it to null")
-    if fold is not None and sets:
-        problems.lines.append(f"data.fold: {fold}: validation rows are given; set it to null")
+    if any(parse_set(name)[0] == "validation" for name in given):
+        for key, value in (("validation_fraction", fraction), ("fold", fold)):
+            if value is not None:
+                problems.lines.append(f"data.{key}: {value}: validation rows are given; set it to null")
     specs = {"train": section.train, **name_sets("validation", section.validation), **name_sets("test", section.test)}
     splits: dict[str, TokenisedSplit] = {}
     for split, rows in (specs | dict(given)).items():
@@ -298,7 +296,6 @@ def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Pro
 
 
 def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
-    """Rows of a hub data set, of files, or of a function at a dotted path."""
     name = section.name
     if isinstance(spec, str) and not is_file_spec(spec, hub=name is not None):
         if name is None:

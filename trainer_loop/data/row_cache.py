@@ -14,6 +14,7 @@ import datasets
 import filelock
 
 from trainer_loop.data.fingerprint import digest_file
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.plain_json import parse_json
 
 _ROWS, _FACTS = "rows.arrow", "facts.json"
@@ -36,6 +37,22 @@ def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     with _lock(folder):
         rows = load_rows(folder)  # another process may have been first
         return _make(folder, make) if rows is None else rows
+
+
+def keep_converted(path: str, *, key: str, convert: Callable[[str], None]) -> datasets.Dataset:
+    """The rows that `convert(target)` writes to an Arrow file, mapped from the cache of datasets; written once.
+
+    path: the file that they come from. key: tells rows from others, wherever that file lies. Raises UserError where
+    they cannot be written.
+    """
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "trainer_loop"
+    try:
+        return load_or_make(cache / key, convert)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be converted to Arrow in {cache}: {in_one_line(error)}; let the environment variable "
+            "HF_DATASETS_CACHE name a directory with room that can be written"
+        ) from error
 
 
 def _lock(folder: Path) -> filelock.AcquireReturnProxy:

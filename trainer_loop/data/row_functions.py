@@ -35,15 +35,18 @@ class Kept(NamedTuple):
 class RowFunctions:
     """What is done to each raw row: first `filter` decides whether it is kept, then `map` changes it.
 
-    filter, map: the dotted paths. keep, change: the functions; None for none of these. say: is told how many rows were
-    kept, in lines for a person.
+    filter, map: the dotted paths. keep, change: the functions; None for none of these: without both, rows stay as they
+    are, and `bool` is false. say: is told how many rows were kept, in lines for a person.
     """
 
-    filter: str | None
-    map: str | None
-    keep: Function | None
-    change: Function | None
+    filter: str | None = None
+    map: str | None = None
+    keep: Function | None = None
+    change: Function | None = None
     say: Callable[[str], None] = lambda line: None
+
+    def __bool__(self) -> bool:
+        return self.keep is not None or self.change is not None
 
     def fingerprint(self) -> str:
         """Of the code: of the whole files in which the functions are, and of the user's files that these import."""
@@ -83,6 +86,8 @@ class RowFunctions:
 
     def over_streamed(self, shard: Shard, *, columns: Collection[str]) -> Shard:
         """As `over`, of a shard of a stream; it is told once how many of its rows were kept."""
+        if not self:
+            return shard
         is_told = False
 
         def tell(counts: Kept) -> None:
@@ -95,11 +100,16 @@ class RowFunctions:
 
     def mark_stream(self, split: ShardedSplit) -> ShardedSplit:
         """A stream whose shards are `over_streamed` ones: its rows are other ones than before."""
+        if not self:
+            return split
         fingerprint = digest(split.fingerprint.encode(), self.fingerprint().encode())
         return replace(split, fingerprint=fingerprint, num_rows=split.num_rows if self.keep is None else None)
 
-    def over_split(self, split: Split, *, columns: Columns) -> Split:
+    def over_split(self, split: Split, *, columns: Columns | None) -> Split:
         """The same for rows that are held in memory. Raises UserError."""
+        if not self:
+            return split
+        assert columns is not None, "functions are for tasks that declare columns"
         batches = split.rows.with_format("arrow")
         metadata = split.rows.features.arrow_schema.metadata
 
@@ -173,10 +183,11 @@ class RowFunctions:
         return {name: as_plain(value) for name, value in found.items()}
 
 
-def load_functions(filter: str | None, map: str | None, say: Callable[[str], None]) -> RowFunctions | None:
-    """The functions at the dotted paths `data.filter` and `data.map`; None where there is none. Raises UserError."""
-    if filter is None and map is None:
-        return None
+NO_FUNCTIONS = RowFunctions()
+
+
+def load_functions(filter: str | None, map: str | None, say: Callable[[str], None]) -> RowFunctions:
+    """The functions at the dotted paths `data.filter` and `data.map`. Raises UserError."""
     problems = Problems()
     keep = problems.collect("", _load, filter, "data.filter")
     change = problems.collect("", _load, map, "data.map")

@@ -12,13 +12,7 @@ Loaders = Mapping[str, EvaluationLoader]  # by the names of their sets; an only 
 class RunData:
     """Loaders of the training rows, and of validation and test sets."""
 
-    def __init__(
-        self,
-        train: StepLoader,
-        *,
-        validation: Loaders | None = None,
-        test: Loaders | None = None,
-    ):
+    def __init__(self, train: StepLoader, *, validation: Loaders | None = None, test: Loaders | None = None):
         self.train = train
         self.validation = dict(validation or {})
         self.test = dict(test or {})

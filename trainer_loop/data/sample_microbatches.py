@@ -7,7 +7,7 @@ import numpy as np
 
 from trainer_loop.data.batch_plan import BatchPlan, Rows
 from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
-from trainer_loop.data.stream import StreamLoader
+from trainer_loop.data.stream_loader import StreamLoader
 
 _MOST_ROWS = 262_144  # looked at, of the first epoch
 _ROWS_OF_STREAM = 64  # likewise, the first ones

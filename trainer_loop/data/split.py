@@ -1,84 +1,21 @@
-"""The rows of one split, and where each of them stands in the user's data."""
+"""The rows of one split: as they stand in the user's data, and as the model sees them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
+from torch.utils.data import Subset
 
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import Test, find_rows, read_values
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.origins import Indices, Origins
+from trainer_loop.data.wording import enumerate_some, plural, shorten
 
-_COMPARED = 1 << 20  # rows at a time
-
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Origins:
-    """Where every row of a split comes from: `place(0)` is `reviews.csv row 17`.
-
-    names: one per origin, with the noun that its numbers count, such as `reviews.csv row` or `notes.txt line`.
-    origin: `[N]` position in `names` of every row. number: `[N]` row or line number of every row, from 1; where
-    they are all counted, a range from 1 on takes no memory.
-    sources: of a mixture the number of the source that each of `names` belongs to.
-    """
-
-    names: Sequence[str]
-    origin: npt.NDArray[np.int32]
-    number: Indices | range
-    sources: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        assert len(self.origin) == len(self.number), "every row has an origin and a number"
-
-    @classmethod
-    def of(cls, name: str, number: Indices | int) -> "Origins":
-        """The places of one origin; `number` is how many rows it has where they are counted from 1."""
-        numbers = range(1, number + 1) if isinstance(number, int) else number
-        return cls([name], np.broadcast_to(np.int32(0), len(numbers)), numbers)  # one zero, seen as many
-
-    @classmethod
-    def join(cls, parts: Sequence["Origins"]) -> "Origins":
-        """The places of rows that were put one after the other."""
-        if len(parts) == 1:
-            return parts[0]
-        first_name = np.cumsum([0] + [len(part.names) for part in parts[:-1]])
-        origins = [part.origin + np.int32(first) for part, first in zip(parts, first_name, strict=True)]
-        names = [name for part in parts for name in part.names]
-        return cls(names, np.concatenate(origins), np.concatenate([part.numbers for part in parts]))
-
-    def __len__(self) -> int:
-        return len(self.number)
-
-    @property
-    def numbers(self) -> Indices:
-        """`[N]` row or line number of every row, from 1."""
-        return np.arange(1, len(self) + 1) if isinstance(self.number, range) else self.number
-
-    @property
-    def source_of_rows(self) -> Indices:
-        """`[N]` the number of the source of a mixture that each row is from; 0 where there is no mixture."""
-        return np.asarray(self.sources or [0] * len(self.names), dtype=np.int64)[self.origin]
-
-    def place(self, row: int) -> str:
-        """Where this row (counted from 0) stands in the user's data."""
-        return f"{self.names[self.origin[row]]} {self.number[row]}"
-
-    def select(self, rows: Indices) -> "Origins":
-        """The places of these rows, in this order."""
-        if _are_all(rows, len(self)):
-            return self
-        numbers = rows + 1 if isinstance(self.number, range) else self.number[rows]
-        return Origins(self.names, self.origin[rows], numbers, self.sources)
-
-
-def _are_all(rows: Indices, count: int) -> bool:
-    """Whether these are the numbers below `count`, in their order."""
-    return len(rows) == count and all(
-        np.array_equal(rows[start : start + _COMPARED], np.arange(start, min(start + _COMPARED, count)))
-        for start in range(0, count, _COMPARED)
-    )
+_SHOWN = 5  # rows that are named
 
 
 @dataclass(frozen=True)
@@ -101,3 +38,74 @@ class Split:
         fingerprint = digest(self.fingerprint.encode(), rows.tobytes())
         selected, origins = self.rows.select(rows), self.origins.select(rows)
         return Split(self.name, selected, origins, fingerprint, self.columns, before=self.before or self)
+
+    def list_rows(self, rows: Sequence[int] | Indices, *, shown: str | None = None) -> str:
+        """`3 rows: reviews.csv row 4, ...`. shown: a column whose values are shown, too."""
+        places = [self.origins.place(int(row)) for row in rows[:_SHOWN]]
+        if shown is not None:
+            places = [
+                f"{place} ({shorten(self.rows[int(row)][shown])})" for place, row in zip(places, rows, strict=False)
+            ]
+        return f"{plural(len(rows), 'row')}: {enumerate_some(places, total=len(rows))}"
+
+    def list_where(self, column: str, test: Test, *, shows_values: bool = False) -> str:
+        """As `list_rows`, of those whose value passes the test; empty if there are none."""
+        rows = np.flatnonzero(find_rows(self.rows, column, test))
+        return self.list_rows(rows, shown=column if shows_values else None) if len(rows) else ""
+
+    def first_value(self, column: str, test: Callable[[Any], bool] = lambda value: True) -> str:
+        """The first value that passes the test and is not null, with its place."""
+        for row, value in enumerate(read_values(self.rows, column)):
+            if value is not None and test(value):
+                return f"{shorten(value)} ({self.origins.place(row)})"
+        return "null"
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """The raw rows that encoded rows were made of.
+
+    rows: the columns that a task reads. sources: `[N]` number of the raw row that each encoded row is from, ascending.
+    """
+
+    rows: datasets.Dataset
+    columns: Columns
+    sources: Indices
+
+    def read(self, number: int) -> dict[str, Any]:
+        """A raw row, by the names of the task's columns."""
+        row = self.rows[number]
+        return {own: row[name] for own, name in self.columns.names.items()}
+
+
+@dataclass(frozen=True)
+class TokenisedSplit:
+    """The rows of one split as the model sees them.
+
+    rows: what the task encodes, such as `input_ids` and `label`; or whatever a task takes as it is, of length 1 each.
+    lengths: `[N]` tokens of every row, mapped from the cache. num_truncated: texts that were cut at max_length.
+    origins: where every row, or the text that a chunk begins in, stands in the user's data.
+    fingerprint: of the raw rows: changes when the content or the choice of rows does.
+    raw: the raw rows; None for a task that takes rows as they are.
+    weights: `[N]` factors of the losses of the rows; None: 1 for each.
+    """
+
+    name: str
+    rows: Any
+    lengths: npt.NDArray[np.int32]
+    num_truncated: int
+    origins: Origins
+    fingerprint: str
+    raw: RawRows | None = None
+    weights: npt.NDArray[np.float64] | None = None
+
+    def select(self, rows: Indices) -> "TokenisedSplit":
+        """These rows, in this order, of a task that takes rows as they are."""
+        assert self.raw is None, "raw rows are chosen before they are encoded"
+        return replace(
+            self,
+            rows=Subset(self.rows, rows.tolist()),
+            lengths=self.lengths[rows],
+            origins=self.origins.select(rows),
+            fingerprint=digest(self.fingerprint.encode(), rows.tobytes()),
+        )

@@ -9,15 +9,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from trainer_loop.data.arrow_files import find_features, hold
-from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.arrow_types import are_fields, find_features, infer_label, make_arrays, validate_and_cast
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.formats.by_suffix import open_file, read_each
-from trainer_loop.data.missing import with_plain_columns
+from trainer_loop.data.dataset_columns import as_rows, make_dataset
+from trainer_loop.data.formats import open_file, read_each
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.plain_columns import with_plain_columns
 from trainer_loop.data.shards import Batch, Shard, Values, read_batches
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.values import are_fields, infer_label, make_arrays
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError
 
@@ -62,7 +62,7 @@ class WholeTable:
         arrays = self.select(present).as_arrays(wanted=columns.stored, label=columns.label)
         made = pa.table(arrays).replace_schema_metadata(self.metadata)
         features = find_features(made.schema, path="the file", wanted=columns.stored)
-        rows = as_rows(hold(made, features)) if features else make_dataset({}, self.names, len(self))
+        rows = as_rows(validate_and_cast(made, features)) if features else make_dataset({}, self.names, len(self))
         return with_plain_columns(Split("train", rows, self.origins, "", self.names), columns)
 
     def select(self, columns: Sequence[str]) -> "WholeTable":
@@ -147,7 +147,10 @@ def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
     def read_one(file: str) -> WholeTable:
         shard = open_file(file, columns=None, text_format=text_format)
         table = read_table(shard, columns=None)
-        _check_names(shard)
+        names = [] if shard.schema is None else shard.schema.names
+        if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
+            told = f"{file} has several columns of one name: {enumerate_some(repeated)}"
+            raise UserError(f"{told}; rename or drop all but one")
         return table
 
     read = read_each(files, read_one)
@@ -162,15 +165,6 @@ def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
     problems.refuse()
     origins = Origins.join([table.origins for table in read])
     return WholeTable(columns, list(columns), origins, has_fields=all(table.has_fields for table in read))
-
-
-def _check_names(shard: Shard) -> None:
-    names = [] if shard.schema is None else shard.schema.names
-    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
-    if repeated:
-        raise UserError(
-            f"{shard.name} has several columns of one name: {enumerate_some(repeated)}; rename or drop all but one"
-        )
 
 
 def _join(name: str, tables: Sequence[WholeTable], files: Sequence[str]) -> Column:

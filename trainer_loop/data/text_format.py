@@ -213,3 +213,12 @@ def _decodes(raw: bytes, codec: str, *, may_be_cut: bool = False) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def is_encodable(text: str) -> bool:
+    """Whether the text can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

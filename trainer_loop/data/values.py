@@ -1,103 +1,275 @@
-"""What values of files and of Python stand for: columns of them, labels in texts, missing values."""
+"""The value of one row in a column: what is wrong with it, whether it is missing, and what it stands for."""
 
-import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-import pyarrow as pa
+from trainer_loop.data import images
+from trainer_loop.data.columns import JoinedKind, Kind
+from trainer_loop.data.conversations import find_fault_of_messages, find_fault_of_tools, lacks_answer
+from trainer_loop.data.text_format import is_encodable
+from trainer_loop.data.wording import enumerate_some, plural, shorten
 
-from trainer_loop.data.wording import enumerate_some, shorten
-from trainer_loop.errors import refuse
-
-_INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # no leading zeros: 007 is a text
-_DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+KINDS_OF_TEXTS: tuple[Kind, ...] = ("text", "words", "choices", "conversation", "prompt", "answer")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
-_BOOLEANS = {"true": True, "false": False}
+_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
-def make_arrays(
-    columns: Mapping[str, Sequence[Any]], *, wanted: Collection[str], place: Callable[[int], str]
-) -> dict[str, pa.Array]:
-    """Columns of Python values in types of Arrow.
+def find_fault(value: Any, kind: Kind | JoinedKind, per: Any, *, num_numbers: int | None = None) -> str | None:
+    """What is wrong with a value that is not null, as the rest of a sentence; None: nothing.
 
-    In a wanted column NaN is null, and values of several kinds are an error; others are JSON where they have several
-    kinds. `place` says where a row stands. Raises UserError.
+    Args:
+        value: The value of one row.
+        kind: What the column holds.
+        per: The value of the column that this one belongs to; None if it belongs to none.
+        num_numbers: How many numbers the first training row has in this column; None for any.
     """
-    problems: list[str] = []
-    arrays: dict[str, pa.Array] = {}
-    for name, column in columns.items():
-        try:
-            arrays[name] = pa.array(column, from_pandas=name in wanted)
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-            if name in wanted:
-                problems.append(explain_mixture(name, column, place=place, error=error))
-            else:
-                arrays[name] = pa.array([None if value is None else json.dumps(value, default=str) for value in column])
-    refuse(problems)
-    return arrays
+    match kind:
+        case "words":
+            return _find_fault_of_texts(value, "word")
+        case "number" | "weight":
+            return _find_fault_of_number(value, at_least=0.0 if kind == "weight" else -math.inf)
+        case "numbers" | "joined_numbers":
+            fault = _find_fault_of_parts(value) if kind == "joined_numbers" else _find_fault_of_numbers(value)
+            return fault or _find_fault_of_count(value, num_numbers)
+        case "choices":
+            return _find_fault_of_choices(value)
+        case "choice":
+            return _find_fault_of_choice(value, per)
+        case "classes":
+            return _find_fault_of_list(value, per)
+        case "joined_classes":
+            return find_fault_of_flags(value)
+        case "spans":
+            return _find_fault_of_spans(value, per)
+        case "image":
+            return _find_fault_of_image(value)
+        case "conversation" | "prompt" | "answer":
+            return find_fault_of_messages(value, kind)
+        case "tools":
+            return find_fault_of_tools(value)
+        case _:
+            return None
+
+
+def is_hole(value: Any, kind: Kind | JoinedKind) -> bool:
+    """Whether a value is missing: null, a conversation without its last answer, or a joined column without a part."""
+    if kind in ("joined_classes", "joined_numbers"):
+        return any(map(is_nothing, value.values()))
+    return value is None or (kind == "conversation" and lacks_answer(value))
+
+
+def list_texts(value: Any) -> Iterator[str]:
+    """Every text of a value of `KINDS_OF_TEXTS`: of messages their contents, of choices not the labels.
+
+    >>> list(list_texts([{"role": "user", "content": "Hello"}])), list(list_texts({"text": ["a", "b"], "label": ["A"]}))
+    (['Hello'], ['a', 'b'])
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from list_texts(value.get("content", value.get("text")))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from list_texts(one)
+
+
+def read_choices(value: Any) -> list[str]:
+    """The texts of a value of the kind `choices`."""
+    return list(value["text"] if isinstance(value, Mapping) else value)
+
+
+def find_choice(value: Any, choices: Any) -> int | None:
+    """The number, from 0, of the choice that a value names; None: it names none.
+
+    It is the label of a choice, if they have labels. Else it is the text of one, its number from 0, or its letter, A
+    for the first. A value that is the text of one choice and the place of another names none.
+
+    Args:
+        value: A number or a text.
+        choices: A value of the kind `choices`.
+
+    >>> find_choice("B", ["yes", "no"]), find_choice("no", ["yes", "no"]), find_choice("1", ["yes", "no"])
+    (1, 1, 1)
+    """
+    labels = choices.get("label") if isinstance(choices, Mapping) else None
+    if labels:
+        spelled = [str(label) for label in labels]
+        return spelled.index(str(value)) if spelled.count(str(value)) == 1 else None
+    texts = read_choices(choices)
+    by_text = texts.index(value) if texts.count(value) == 1 else None
+    by_place = _find_place(value, len(texts))
+    if by_text is not None and by_place is not None and by_text != by_place:
+        return None
+    return by_place if by_text is None else by_text
+
+
+def _find_place(value: Any, count: int) -> int | None:
+    """The number of the choice that a number or a letter stands for. count: of choices."""
+    text = str(value).strip() if isinstance(value, str) or type(value) is int else ""
+    if len(text) == 1 and text.isascii() and text.isalpha():
+        place = ord(text.upper()) - ord("A")
+    else:
+        place = int(text) if text.isascii() and text.isdigit() else -1
+    return place if 0 <= place < count else None
+
+
+def read_numbers(value: Any) -> float | list[float] | None:
+    """A value of the kind `numbers` without a fault: the only number, or a list of several.
+
+    >>> read_numbers("4.5"), read_numbers([1, 2]), read_numbers({"valence": "1", "arousal": 2})
+    (4.5, [1.0, 2.0], [1.0, 2.0])
+    """
+    if not isinstance(value, (list, tuple, Mapping)):
+        return read_number(value)
+    numbers = [read_number(part) or 0.0 for part in (value.values() if isinstance(value, Mapping) else value)]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def count_numbers(value: Any) -> int:
+    """Of a value of the kind `numbers`."""
+    return len(value) if isinstance(value, (list, tuple, Mapping)) else 1
+
+
+def _find_fault_of_numbers(value: Any) -> str | None:
+    if not isinstance(value, (list, tuple)):
+        return _find_fault_of_number(value)
+    if not value:
+        return "has no numbers"
+    return next((fault for fault in map(_find_fault_of_number, value) if fault is not None), None)
+
+
+def _find_fault_of_parts(value: Mapping[str, Any]) -> str | None:
+    """Of a joined value, each part of which is a number."""
+    for name, part in value.items():
+        if is_nothing(part):
+            return f"has nothing in {name!r}"
+        if (fault := _find_fault_of_number(part)) is not None:
+            return f"{fault}, in {name!r},"
+    return None
+
+
+def _find_fault_of_count(value: Any, expected: int | None) -> str | None:
+    if expected is None or count_numbers(value) == expected:
+        return None
+    return f"has {plural(count_numbers(value), 'number')} where the first training row has {expected}"
+
+
+def _find_fault_of_number(value: Any, *, at_least: float = -math.inf) -> str | None:
+    number = read_number(value)
+    if number is None:
+        return f"holds {shorten(value)}, which is no number"
+    if not math.isfinite(number):
+        return f"holds {number}, which is not finite"
+    return None if number >= at_least else f"holds {number:g}, which is below {at_least:g}"
+
+
+def _find_fault_of_choice(value: Any, choices: Any) -> str | None:
+    if choices is None or _find_fault_of_choices(choices) is not None or find_choice(value, choices) is not None:
+        return None
+    texts, labels = read_choices(choices), choices.get("label") if isinstance(choices, Mapping) else None
+    if not labels and texts.count(value) == 1:
+        return (
+            f"holds {shorten(value)}, which is the text of one choice and the place of another; write the choices as "
+            '{"text": [...], "label": [...]}'
+        )
+    by_place = f"a number from 0 to {len(texts) - 1}, a letter from A, or the text of one"
+    allowed = enumerate_some([str(label) for label in labels]) if labels else by_place
+    return f"holds {shorten(value)}, which is none of the {len(texts)} choices; allowed: {allowed}"
+
+
+def _find_fault_of_choices(value: Any) -> str | None:
+    texts = value.get("text") if isinstance(value, Mapping) else value
+    labels = value.get("label") if isinstance(value, Mapping) else None
+    if isinstance(texts, (list, tuple)) and isinstance(labels, (list, tuple)) and len(texts) != len(labels):
+        return f"has {len(texts)} texts and {len(labels)} labels"
+    return _find_fault_of_texts(texts, "choice", at_least=2)
+
+
+def _find_fault_of_texts(value: Any, noun: str, *, at_least: int = 1) -> str | None:
+    """noun: what one of the texts is called."""
+    if not isinstance(value, (list, tuple)):
+        return f"holds no list of {noun}s but {shorten(value)}"
+    if len(value) < at_least:
+        return f"has no {noun}s" if at_least == 1 else f"has {len(value)} {noun}s where it needs {at_least}"
+    wrong = next((text for text in value if not isinstance(text, str) or not text or text.isspace()), noun)
+    if not isinstance(wrong, str):
+        return f"holds {shorten(wrong)} among its {noun}s, which is no text"
+    if not wrong or wrong.isspace():
+        return f"has an empty {noun}"
+    return None if all(map(is_encodable, value)) else "holds half of a surrogate pair, which is no character,"
+
+
+def _find_fault_of_image(value: Any) -> str | None:
+    try:
+        return images.explain_fault(*images.read_source(value), decodes=False)
+    except ValueError as error:
+        return str(error)
+
+
+def _find_fault_of_spans(value: Any, text: Any) -> str | None:
+    texts, starts = (value.get(name) if isinstance(value, Mapping) else None for name in ("text", "answer_start"))
+    if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
+        return f'holds no {{"text": [...], "answer_start": [...]}} but {shorten(value)}'
+    for span, start in zip(texts, starts, strict=True):
+        if not isinstance(span, str) or not span or type(start) is not int:
+            return f"has the text {shorten(span)} at {shorten(start)}; it needs a text and the number of its character"
+        if isinstance(text, str) and (start < 0 or text[start : start + len(span)] != span):
+            return f"has {shorten(span)} at character {start}, where {_describe_place(text, span, start)}"
+    return None
+
+
+def _describe_place(text: str, span: str, start: int) -> str:
+    places = [found.start() for found in re.finditer(re.escape(span), text)]
+    nearest = min(places, key=lambda place: abs(place - start), default=None)
+    there = shorten(text[start : start + len(span)]) if 0 <= start < len(text) else "no text"
+    return f"{there} is" + ("; the text has it nowhere" if nearest is None else f"; the text has it at {nearest}")
+
+
+def _find_fault_of_list(value: Any, per: Any) -> str | None:
+    if not isinstance(value, (list, tuple)):
+        return f"holds no list of labels but {shorten(value)}"
+    if isinstance(per, (list, tuple)) and len(value) != len(per):
+        return f"has {len(value)} labels for {len(per)} words"
+    return "has a label that is null" if any(label is None for label in value) else None
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value is missing: null, NaN, or a blank text."""
+    return value is None or is_nan(value) or (isinstance(value, str) and not value.strip())
+
+
+def find_fault_of_flags(value: Mapping[str, Any]) -> str | None:
+    """What is wrong with a joined value that says of each label whether the row has it; None: nothing."""
+    for name, flag in value.items():
+        if is_nothing(flag):
+            return f"has nothing in {name!r}"
+        if _read_flag(flag) is None:
+            return f"has {shorten(flag)} in {name!r}, which is none of 0, 1, true and false,"
+    return None
+
+
+def list_flagged(value: Mapping[str, Any]) -> list[str]:
+    """The labels of a row whose joined value has no fault.
+
+    >>> list_flagged({"toxic": "1", "obscene": False, "threat": 1.0})
+    ['toxic', 'threat']
+    """
+    return [name for name, flag in value.items() if _read_flag(flag)]
+
+
+def _read_flag(value: Any) -> bool | None:
+    """Whether a row has a label; None: the value does not say."""
+    if isinstance(value, str):
+        return _FLAGS.get(value.strip().lower())
+    return bool(value) if value in (0, 1) else None
 
 
 def is_nan(value: object) -> bool:
     """NaN stands for a missing value, also in columns of texts: pandas has no other."""
     return isinstance(value, float) and math.isnan(value)
-
-
-def explain_mixture(name: str, column: Sequence[Any], *, place: Callable[[int], str], error: Exception) -> str:
-    """Why Arrow has no one type for these values."""
-    first_of_kind: dict[str, int] = {}
-    for row, value in enumerate(column):
-        if isinstance(value, str) and not is_encodable(value):
-            return f"{place(row)}, column {name!r}: the text holds half of a surrogate pair, which is no character"
-        if value is not None and not is_nan(value):
-            first_of_kind.setdefault(type(value).__name__, row)
-    kinds = [f"{kind} ({shorten(column[row])}, {place(row)})" for kind, row in first_of_kind.items()]
-    if len(kinds) > 1:
-        return f"column {name!r} has values of several kinds: {enumerate_some(kinds)}; write all of them alike"
-    return f"column {name!r} ({place(next(iter(first_of_kind.values())))} and on) cannot be read: {error}"
-
-
-def is_encodable(text: str) -> bool:
-    """Whether the text can be written as UTF-8: half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def are_fields(values: Sequence[Any]) -> bool:
-    """Whether all values are texts or null, as in a file of texts; `data.map` may have put others in their place."""
-    return all(value is None or isinstance(value, str) for value in values)
-
-
-def infer_label(values: Sequence[str | None]) -> pa.Array:
-    """Integers, true/false or numbers where all values are, else the texts as they are."""
-    distinct = {value for value in values if value is not None}
-    converted: dict[str, Any]
-    if all(map(_INTEGER.fullmatch, distinct)):
-        converted = {value: int(value) for value in distinct}
-    elif all(map(_DECIMAL.fullmatch, distinct)):
-        converted = {value: float(value) for value in distinct}
-    elif all(value.lower() in _BOOLEANS for value in distinct):
-        converted = {value: _BOOLEANS[value.lower()] for value in distinct}
-    else:
-        return pa.array(values, pa.string())
-    return pa.array([None if value is None else converted[value] for value in values])
-
-
-def read_field(field: str, kind: type) -> int | bool | str:
-    """A field as a value of this kind, as `infer_label` reads a column of them; the text itself where it is none."""
-    if kind is bool:
-        return _BOOLEANS.get(field.lower(), field)
-    if kind is int and _INTEGER.fullmatch(field):
-        return int(field)
-    if kind is int and _DECIMAL.fullmatch(field):
-        number = float(field)
-        return int(number) if number.is_integer() else field
-    return field
 
 
 def read_number(value: Any) -> float | None:

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer_loop.data.arrow_types import plain_array
+from trainer_loop.data.arrow_types import explain_mixture, plain_array
 from trainer_loop.data.tables import Column, WholeTable
-from trainer_loop.data.values import explain_mixture, is_encodable
+from trainer_loop.data.text_format import is_encodable
 from trainer_loop.errors import UserError, in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")

@@ -10,8 +10,13 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from trainer_loop.data.images import load_processor, make_processor
-from trainer_loop.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
+from trainer_loop.data.processors import (
+    load_image_processor,
+    load_tokenizer,
+    make_image_processor,
+    read_chat_template,
+    train_tokenizer,
+)
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.models.adapters import AdapterPlan, plan_lora, plan_peft
 from trainer_loop.models.config import (
@@ -106,8 +111,8 @@ class ModelPlan:
             if name == "train":
                 raise UserError("model.tokenizer: train: a task on images has no tokenizer; leave it out")
             if name:
-                return load_processor(find_model(name), trust_remote_code=self.trust_remote_code)
-            return None if config is None else make_processor(config)
+                return load_image_processor(find_model(name), trust_remote_code=self.trust_remote_code)
+            return None if config is None else make_image_processor(config)
         if self.tokenizer == "train":
             if task is None or texts is None:
                 return None

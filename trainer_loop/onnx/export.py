@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer_loop.data.columns import RESERVED, bind_columns
-from trainer_loop.data.tokens import encode_rows
+from trainer_loop.data.tokenise import encode_rows
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.models.adapters import is_adapter, merge_adapter
 from trainer_loop.onnx.program import Answers, OnnxModel, make_program, write_program

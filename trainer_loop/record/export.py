@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from trainer_loop.data.tokenizer import as_tokenizer
+from trainer_loop.data.processors import as_tokenizer
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.parallel.sharding import gather_tensor, is_spread
 from trainer_loop.record.run_dir import (

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.data.report import SplitFacts
+from trainer_loop.data.split_facts import SplitFacts
 from trainer_loop.errors import in_one_line
 from trainer_loop.record.run_dir import describe_refusal, read_json_object, write_json
 from trainer_loop.runtime.plain_json import check_fields

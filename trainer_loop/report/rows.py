@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.data import images
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.split import TokenisedSplit
 from trainer_loop.errors import UserError
 from trainer_loop.report.scores import Errors, measure_errors
 from trainer_loop.tasks.task import Task

@@ -1,7 +1,9 @@
 """Hides messages of the libraries that do not concern the user; their errors are shown."""
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 
 _LIBRARIES = (
     *("accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "multiprocess", "numpy", "pandas"),
@@ -26,3 +28,18 @@ def quieten_libraries() -> None:
     quieten_loggers()
     # Warnings of the libraries address their caller, which is this package. Warnings of the user's code are shown.
     warnings.filterwarnings("ignore", module=rf"({'|'.join(_LIBRARIES)})(\.|$)")
+
+
+@contextlib.contextmanager
+def progress_bars(*, shown: bool) -> Iterator[None]:
+    """Hide the bars of datasets inside, unless `shown`; a user's HF_DATASETS_DISABLE_PROGRESS_BARS goes first."""
+    import datasets
+
+    if shown or datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is not None or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer_loop.data.columns import Column
-from trainer_loop.data.messages import ROLES
+from trainer_loop.data.conversations import ROLES
 from trainer_loop.service.limits import ServiceLimits
 from trainer_loop.service.rows import Faults, RowReader
 

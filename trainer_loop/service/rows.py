@@ -9,9 +9,9 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field
 
 from trainer_loop.data import images
-from trainer_loop.data.column_values import find_fault
 from trainer_loop.data.columns import Column, Columns
-from trainer_loop.data.values import is_encodable
+from trainer_loop.data.text_format import is_encodable
+from trainer_loop.data.values import find_fault
 from trainer_loop.data.wording import did_you_mean, enumerate_names, shorten
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.predictor import Predictor
@@ -21,7 +21,6 @@ MOST_FAULTS = 20  # reported for one request
 _DEEPEST = 32  # levels of nested lists and objects
 _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
 _LONGEST_NAME = 100  # characters of a column name that are compared for a suggestion
-_DATA_URI = "data:image/"
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class RowReader:
 
     def _read_image(self, value: Any, place: str) -> bytes:
         """Return the bytes of a data URI. A path or an address would let clients read files of this machine."""
-        if not isinstance(value, str) or not value.startswith(_DATA_URI):
+        if not isinstance(value, str) or not value.startswith(images.DATA_URI):
             allowed = "data:image/png;base64,iVBORw0K..."
             raise Refusal.of(422, place, value, f"it must be a data URI, such as {allowed}; no files are read here")
         try:

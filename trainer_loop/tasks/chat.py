@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainer_loop.components import refuse_others
 from trainer_loop.data.columns import Column
-from trainer_loop.data.messages import Message, read_messages, read_text, read_tools
+from trainer_loop.data.conversations import Message, read_messages, read_text, read_tools
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat_template import (
     ChatTemplate,

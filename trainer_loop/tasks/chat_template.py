@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import jinja2
 
-from trainer_loop.data import messages as messages_module
+from trainer_loop.data import conversations as conversations
+from trainer_loop.data.conversations import Message, read_text
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.messages import Message, read_text
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError, in_one_line
 
@@ -263,7 +263,7 @@ class ChatTemplate:
 
 def read_code_of_conversations() -> str:
     """Return a checksum of the code that tokenises conversations, for the key of the token cache."""
-    code = [inspect.getsource(module) for module in (sys.modules[__name__], messages_module)]
+    code = [inspect.getsource(module) for module in (sys.modules[__name__], conversations)]
     return digest("".join(code).encode())
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainer_loop.data.column_values import find_choice, read_choices
 from trainer_loop.data.columns import Column
+from trainer_loop.data.values import find_choice, read_choices
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer_loop.components import refuse_others
 from trainer_loop.data.columns import Column
-from trainer_loop.data.messages import find_fault_of_pair, read_pairs
+from trainer_loop.data.conversations import find_fault_of_pair, read_pairs
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat import Chat, label_answers
 from trainer_loop.tasks.generation import count_vocabulary

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_loop.data.columns import Column
-from trainer_loop.data.messages import find_fault_of_pair, read_pairs
+from trainer_loop.data.conversations import find_fault_of_pair, read_pairs
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat_template import ChatTemplate, TemplateFault, read_code_of_conversations
 from trainer_loop.tasks.losses import cross_entropy

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer_loop.data.column_values import read_numbers
 from trainer_loop.data.columns import Column
+from trainer_loop.data.values import read_numbers
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import mse
 from trainer_loop.tasks.sequence_classification import SequenceClassification

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer_loop.data.loader import add_draws
 from trainer_loop.data.mixture import Mixture
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.split import TokenisedSplit
 from trainer_loop.report.page import Card
 from trainer_loop.tasks.language_model import LanguageModel
 from trainer_loop.tasks.task import Batch, Task

@@ -10,9 +10,9 @@ from columns import make_columns
 
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.row_stream import Row, RowStream
 from trainer_loop.data.shards import Batch, Mark, Shard, Values
-from trainer_loop.data.stream import StreamLoader
+from trainer_loop.data.stream_loader import StreamLoader
+from trainer_loop.data.stream_rows import Row, RowStream
 
 CPU = torch.device("cpu")
 LABELS = LabelNames(["even", "odd"], {0: 0, 1: 1})

@@ -18,8 +18,9 @@ from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.row_stream import RowStream
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
+from trainer_loop.data.stream_rows import RowStream
 
 COLUMNS = ["text", "label"]
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trainer_loop import UserError
-from trainer_loop.data.prepare import (
+from trainer_loop.data.choose_rows import (
     choose_stratified,
     cut_validation,
     deal_groups,
@@ -15,7 +15,8 @@ from trainer_loop.data.prepare import (
     find_classes,
     limit_rows,
 )
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.split import Split
 
 CLASSES = st.lists(st.integers(0, 4), min_size=2, max_size=60).map(np.array)
 

@@ -16,8 +16,9 @@ from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.files import find_files
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.row_stream import RowStream
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
+from trainer_loop.data.stream_rows import RowStream
 from trainer_loop.data.tables import read_whole
 from trainer_loop.data.text_format import DEFAULT_FORMAT
 from trainer_loop.data.write_files import ReadyTable

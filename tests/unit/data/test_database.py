@@ -17,7 +17,8 @@ from trainer_loop.cli.run import main
 from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.secrets import is_secret, mask_arguments, mask_secrets
 from trainer_loop.data.database import name_database, read_query
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.split import Split
 from trainer_loop.record.logs import Console
 

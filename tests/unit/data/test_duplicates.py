@@ -14,8 +14,10 @@ from PIL import Image
 from trainer_loop import Column, UserError, load_config
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.duplicates import drop_duplicates
-from trainer_loop.data.source import DataSection, read_splits
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
+from trainer_loop.data.split import Split
 from trainer_loop.view.duplicates import find_duplicates
 
 TEXTS = st.lists(st.sampled_from(["a b", "A  b", "a c", "", " ", "d", "D\n"]), min_size=1, max_size=12)
@@ -52,7 +54,7 @@ def test_what_is_left_has_no_duplicate_and_loses_no_text(train: list[str], other
     kept = [spell(text) for text in left.rows["text"]]
     assert set(kept) == wanted
     assert len([text for text in kept if text]) == len(wanted - {""})
-    assert (told == ["no row was dropped (data.deduplicate)"]) == (len(left.rows) == len(train))
+    assert (told == "no row was dropped (data.deduplicate)") == (len(left.rows) == len(train))
     found = find_duplicates(splits | {"train": left}, make_columns(), near=None)
     assert [one for one in found if "train" in (one.first, one.second)] == []
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from trainer_loop import Column, UserError, build, load_config
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.split import Split
 
 ROWS = {"text": [f"text {n}" for n in range(10)], "label": [n % 2 for n in range(10)]}

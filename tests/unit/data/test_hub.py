@@ -13,7 +13,8 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants
 
 from trainer_loop.data.hub import load_hub_splits
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.runtime import hub
 from trainer_loop.runtime.hub import hub_is_reachable, offline_unless_reachable
 

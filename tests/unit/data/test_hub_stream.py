@@ -13,9 +13,10 @@ from datasets.exceptions import DatasetNotFoundError
 from streams import LABELS, mark_behind
 
 from trainer_loop import UserError
-from trainer_loop.data.row_stream import RowStream
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.stream_rows import RowStream
 
 FEATURES = datasets.Features(
     {

@@ -14,8 +14,9 @@ from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.cli.predict_files import predict_file, prepare_file
 from trainer_loop.data.columns import Columns, bind_columns
-from trainer_loop.data.joined_columns import find_fault_of_flags, join_columns, list_flagged
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.plain_columns import join_columns
+from trainer_loop.data.processors import train_tokenizer
+from trainer_loop.data.values import find_fault_of_flags, list_flagged
 from trainer_loop.predictor import Predictor, read_record
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.multi_label_classification import MultiLabelClassification

@@ -17,10 +17,13 @@ from streams import make_loader, mark_behind
 from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
-from trainer_loop.data.row_stream import RowStream
-from trainer_loop.data.source import DataSection, read_splits
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.plain_columns import with_plain_columns
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
+from trainer_loop.data.split import Split
+from trainer_loop.data.stream_rows import RowStream
 
 NAN = float("nan")
 NAMES = LabelNames(["even", "odd"], {0: 0, 1: 1})
@@ -228,7 +231,7 @@ LABELS = st.sampled_from([None, NAN, 0, 1])
 @given(rows=st.lists(st.tuples(VALUES, VALUES, LABELS), min_size=1, max_size=10), blank=st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_a_row_is_judged_alike_alone_and_among_others(rows: list[tuple], blank: bool):
-    holes = Holes({"text": blank, "pair": blank}, "label")
+    holes = Holes({"text": "text", "pair": "text", "label": "class"}, blank=["text", "pair"] if blank else [])
     columns = dict(zip(("text", "pair", "label"), map(list, zip(*rows, strict=True)), strict=True))
     table = pa.table({
         "text": pa.array(columns["text"], pa.string()), "pair": pa.array(columns["pair"], pa.large_string()),

@@ -16,8 +16,8 @@ from tiny import make_tokenizer
 
 from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.config.fields import Config
-from trainer_loop.data.row_stream import ChunkStream, MixedStream, Row, draw_sources
-from trainer_loop.data.stream import StreamLoader
+from trainer_loop.data.stream_loader import StreamLoader
+from trainer_loop.data.stream_rows import ChunkStream, MixedStream, Row, draw_sources
 from trainer_loop.description import describe_plan
 from trainer_loop.record.logs import Console
 from trainer_loop.testing import assert_resumes_exactly

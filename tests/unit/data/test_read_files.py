@@ -17,8 +17,9 @@ from trainer_loop.data import files, tables
 from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.formats import arrow
 from trainer_loop.data.given_rows import as_dataset
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.shards import Shard
-from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.data.split import Split
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from trainer_loop import UserError
 from trainer_loop.data import shards
 from trainer_loop.data.files import open_files, read_files
-from trainer_loop.data.formats.by_suffix import open_file
+from trainer_loop.data.formats import open_file
 from trainer_loop.data.tables import read_whole
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 

@@ -23,11 +23,12 @@ from trainer_loop import Column, Predictor, UserError, build, load_config
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.read_splits import read_sources, read_splits
 from trainer_loop.data.row_functions import RowFunctions, load_functions
-from trainer_loop.data.row_stream import RowStream
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, read_sources, read_splits
 from trainer_loop.data.split import Split
+from trainer_loop.data.stream_rows import RowStream
 from trainer_loop.own_files import find_own_files
 from trainer_loop.record.logs import Console
 from trainer_loop.testing import assert_resumes_exactly

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.config.fields import Config
+from trainer_loop.data.choose_rows import choose_groups, draw_keys
 from trainer_loop.data.loader import StepLoader
-from trainer_loop.data.prepare import choose_groups, draw_keys
 from trainer_loop.description import describe_plan
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.plan import LossPlan

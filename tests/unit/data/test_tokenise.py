@@ -10,11 +10,12 @@ import pytest
 from columns import make_columns
 
 from trainer_loop import UserError
-from trainer_loop.data import tokens
+from trainer_loop.data import tokenise as module
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.split import Origins, Split
-from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.data.tokens import Encoding, TokenisedSplit, tokenise_split
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.processors import train_tokenizer
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.tokenise import Encoding, tokenise_split
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Rows
 
@@ -186,7 +187,7 @@ def test_columns_may_have_the_names_of_ours(tokenizer: Any, tmp_path: Path):
 
 
 def test_rows_of_a_task_that_cuts_texts_keep_label_and_place(tokenizer: Any, tmp_path: Path, monkeypatch: Any):
-    monkeypatch.setattr(tokens, "_TEXTS_PER_CALL", 2)  # so that positions count over several calls
+    monkeypatch.setattr(module, "_TEXTS_PER_CALL", 2)  # so that positions count over several calls
     split = tokenise(WordsTask(tokenizer), tmp_path)
     words = [(word, row) for row, text in enumerate(TEXTS) for word in text.split()]
     assert [ids for (ids,) in split.rows["input_ids"]] == [len(word) for word, _ in words]
@@ -257,7 +258,7 @@ def test_on_a_terminal_a_bar_is_shown(tokenizer: Any, tmp_path: Path, capfd: pyt
 def test_threads_of_the_tokenizer_are_only_used_here(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_user: str | None, inside: str, after: str
 ):
-    monkeypatch.setattr(tokens, "_PARALLELISM_OF_USER", of_user)
+    monkeypatch.setattr(module, "_PARALLELISM_OF_USER", of_user)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "put back after the test")
     seen: list[str] = []
 

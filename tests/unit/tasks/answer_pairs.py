@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer_loop import load_config
 from trainer_loop.config.fields import Config
-from trainer_loop.data.tokenizer import read_chat_template, train_tokenizer
+from trainer_loop.data.processors import read_chat_template, train_tokenizer
 
 
 def make_tokenizer(rows: Sequence[Mapping[str, Any]]) -> PreTrainedTokenizerFast:

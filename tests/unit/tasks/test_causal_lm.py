@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer_loop import Predictor, TrainingLoop, UserError, build, load_config
 from trainer_loop.data.loader import add_draws
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.fill_in_the_middle import FillInTheMiddle, TextSplitter, read_settings

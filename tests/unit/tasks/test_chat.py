@@ -10,10 +10,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, pipeline
 
 from trainer_loop import Predictor, UserError, build, load_config
-from trainer_loop.data.column_values import find_fault
 from trainer_loop.data.columns import Kind, bind_columns
-from trainer_loop.data.messages import read_messages, read_tools
-from trainer_loop.data.tokenizer import read_chat_template, train_tokenizer
+from trainer_loop.data.conversations import read_messages, read_tools
+from trainer_loop.data.processors import read_chat_template, train_tokenizer
+from trainer_loop.data.values import find_fault
 from trainer_loop.models.packing import use_packing
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.record.logs import Console

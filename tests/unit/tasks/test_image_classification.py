@@ -17,6 +17,7 @@ from transformers import AutoConfig, ViTImageProcessorPil
 from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.cli.predict import main as predict
 from trainer_loop.data import images
+from trainer_loop.data.processors import load_image_processor, make_image_processor
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.image_classification import ImageClassification
 
@@ -220,12 +221,12 @@ def test_an_image_processor_that_is_not_there_is_told_as_a_tokenizer_is(tmp_path
         "cache with transformers.AutoImageProcessor.from_pretrained('lab/no-such-model') where there is network",
     }.items():
         with pytest.raises(UserError) as caught:
-            images.load_processor(name, trust_remote_code=False)
+            load_image_processor(name, trust_remote_code=False)
         assert caught.value.problems == [expected.format(f"image processor {name}")]
     with pytest.raises(UserError, match=r"image processor .*model cannot be loaded: "):
-        images.load_processor(str(tmp_path / "model"), trust_remote_code=False)
+        load_image_processor(str(tmp_path / "model"), trust_remote_code=False)
     with pytest.raises(UserError, match=r"image processor: ~no-such-user/model: there is no such home directory"):
-        images.load_processor("~no-such-user/model", trust_remote_code=False)
+        load_image_processor("~no-such-user/model", trust_remote_code=False)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_the_processor_of_a_new_model_makes_images_of_its_size(kind: str):
     config = AutoConfig.for_model(kind)
     config.image_size = 32
     try:
-        processor = images.make_processor(config)
+        processor = make_image_processor(config)
     except UserError as refused:
         assert "name a processor in model.tokenizer" in str(refused) or "no image processor" in str(refused)  # noqa: PT017
         return

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM, pipeline
 
 from trainer_loop import Predictor, UserError
 from trainer_loop.data.loader import add_draws
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.models.packing import use_packing
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.tasks.masked_lm import MaskedLM

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from trainer_loop import Predictor, UserError, build, load_config
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.predictor import Predictions
 from trainer_loop.record.logs import Console

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification
 
 from trainer_loop import Predictor, UserError, build, load_config
-from trainer_loop.data.column_values import find_choice, find_fault
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
+from trainer_loop.data.values import find_choice, find_fault
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.multiple_choice import MultipleChoice
 

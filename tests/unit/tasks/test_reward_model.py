@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from trainer_loop import Predictor, TrainingLoop, UserError, build
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.find import find_by_architecture
 from trainer_loop.tasks.reward_model import RewardModel

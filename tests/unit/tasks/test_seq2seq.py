@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from trainer_loop import Predictor, UserError
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.tasks.generation import Generation
 from trainer_loop.tasks.seq2seq import Seq2Seq
 

@@ -16,7 +16,7 @@ from trainer_loop import Predictor, UserError, build, load_config, losses
 from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.cli.predict_files import predict_file, prepare_file
 from trainer_loop.cli.run import _is_complete
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.predictor import read_record
 from trainer_loop.record.logs import Console

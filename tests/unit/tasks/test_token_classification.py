@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from trainer_loop import UserError
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.tasks.token_classification import TokenClassification
 
 

@@ -1,15 +1,15 @@
 """Arrow files: in the streaming format, which datasets writes, and in the file format, which is feather."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 from datasets.table import InMemoryTable, MemoryMappedTable
 
-from trainer_loop.data.arrow_files import find_features, hold, number_batches, select, telling_damage
-from trainer_loop.data.arrow_types import as_rows, make_dataset
-from trainer_loop.data.shards import Batch, Mark, Shard
+from trainer_loop.data.arrow_types import find_features, telling_damage, validate_and_cast
+from trainer_loop.data.dataset_columns import as_rows, make_dataset
+from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard
 from trainer_loop.errors import UserError
 
 
@@ -17,7 +17,7 @@ def open_arrow(path: str, *, columns: Collection[str] | None) -> Shard:
     """columns: those that are read; None for all."""
     with telling_damage(path, "Arrow"):
         schema = _open(path).schema
-        wanted = select(schema.names, columns)
+        wanted = choose_columns(schema.names, columns)
 
     def read(mark: Mark | None) -> Iterator[Batch]:
         with telling_damage(path, "Arrow"):  # leaving out a mapped batch costs nothing
@@ -42,7 +42,7 @@ def map_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Da
         return make_dataset({}, names, table.num_rows), names
     with telling_damage(path, "Arrow"):
         selected = table.select(list(features))
-        held = hold(selected.table, features)
+        held = validate_and_cast(selected.table, features)
     # A table of datasets knows the file that it is mapped from.
     return as_rows(selected if held.schema.types == selected.schema.types else InMemoryTable(held)), names
 
@@ -54,6 +54,27 @@ def is_arrow_stream(path: str) -> bool:
     if start.startswith(b"FEA1"):
         raise UserError(f"{path} is of version 1 of feather, which keeps no types of columns; write it as version 2")
     return start != b"ARROW1"
+
+
+def choose_columns(names: Sequence[str], columns: Collection[str] | None) -> list[str] | None:
+    """The columns of a file that are read, None for all. Where it has none of them, its first tells how many rows."""
+    if columns is None:
+        return None
+    return [name for name in dict.fromkeys(names) if name in columns] or list(names[:1])
+
+
+def number_batches(batches: Iterable[pa.RecordBatch], *, begin: int, mark: Mark | None) -> Iterator[Batch]:
+    """Batches of any size, the first of which begins behind `begin` rows, as ours from a mark on.
+
+    Raises ArrowInvalid where one is damaged.
+    """
+    skipped = 0 if mark is None else mark["row"]
+    for batch in batches:
+        for start in range(max(skipped - begin, 0), len(batch), BATCH_ROWS):
+            piece = pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+            piece.validate(full=True)
+            yield Batch(piece, [(begin + start + row + 1,) for row in range(len(piece))], ("row",))
+        begin += len(batch)
 
 
 def _open(path: str) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:

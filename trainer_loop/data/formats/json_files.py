@@ -108,7 +108,6 @@ def _read_text(path: str, text_format: TextFormat) -> str:
 
 
 def _explain_unreadable(error: Exception) -> str:
-    """JSON that Python does not read, though it is some."""
     if isinstance(error, RecursionError):
         return "has lists or objects nested too deeply to be read; flatten them, or write them as a text"
     return f"has a whole number of more than {_MOST_DIGITS:,} digits; write it as a text"

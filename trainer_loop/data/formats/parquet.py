@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from trainer_loop.data.arrow_files import as_held, find_features, keep_converted, number_batches, select, telling_damage
-from trainer_loop.data.arrow_types import make_dataset
+from trainer_loop.data.arrow_types import cast_plain, find_features, telling_damage
+from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest
+from trainer_loop.data.formats.arrow import choose_columns, number_batches
+from trainer_loop.data.row_cache import keep_converted
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard
 
 _FORMAT = 2  # of what is converted; with a new number, nothing converted before is found
@@ -24,7 +26,7 @@ def open_parquet(path: str, *, columns: Collection[str] | None) -> Shard:
     """columns: those that are read; None for all. Raises UserError where the file cannot be read."""
     with telling_damage(path, "parquet"), _open(path) as file:
         schema, metadata = file.schema_arrow, file.metadata
-        wanted = select(schema.names, columns)
+        wanted = choose_columns(schema.names, columns)
         ends = list(accumulate(metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
 
     def read(mark: Mark | None) -> Iterator[Batch]:
@@ -99,7 +101,7 @@ def _read_tables(shard: Shard, features: datasets.Features) -> Iterator[pa.Table
     with telling_damage(shard.name, "parquet"):
         for batch in shard.batches(None):
             assert isinstance(batch.rows, pa.Table)
-            yield table_cast(as_held(batch.rows, features), features.arrow_schema)
+            yield table_cast(cast_plain(batch.rows, features), features.arrow_schema)
 
 
 def _join_small(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from trainer_loop.config.named_sets import parse_set, read_fold
+from trainer_loop.data.dataset_columns import whole_column
 from trainer_loop.data.labels import NAMING_KINDS, describe_kind
-from trainer_loop.data.split import Indices, Split
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.origins import Indices
+from trainer_loop.data.split import Split, TokenisedSplit
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed
 from trainer_loop.runtime.shares import take_share
@@ -91,8 +92,7 @@ def find_classes(rows: Any, label: str | None) -> Indices:
 
 def number_values(rows: datasets.Dataset, column: str) -> Indices:
     """`[N]` a number for the value of each row, from 0; equal values have one number."""
-    values = rows.select_columns([column]).with_format("arrow")[:][column]
-    encoded = pc.dictionary_encode(values, null_encoding="encode").combine_chunks()
+    encoded = pc.dictionary_encode(whole_column(rows, column), null_encoding="encode").combine_chunks()
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
 
 
@@ -151,7 +151,6 @@ def deal_groups(groups: Indices, parts: int, keys: npt.NDArray[np.uint64]) -> In
 
 
 def _find_first_keys(groups: Indices, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The smallest key of each group."""
     first_keys = np.full(groups.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(first_keys, groups, keys)
     return first_keys

@@ -12,7 +12,8 @@ from trainer_loop import Column, UserError
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.split import Split
 from trainer_loop.tasks.token_classification import TokenClassification
 
 

@@ -6,7 +6,8 @@ import datasets
 import pytest
 from columns import make_columns
 
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.split import Split
 
 ROWS = "from datasets import Dataset, DatasetDict\n"

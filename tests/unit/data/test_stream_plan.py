@@ -9,7 +9,8 @@ from columns import make_columns
 
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.split import Split
 
 

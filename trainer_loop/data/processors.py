@@ -1,17 +1,19 @@
-"""Tokenizers: loaded from the hub or a folder, or trained on the training texts."""
+"""What a task reads texts and images by: tokenizers and image processors, loaded from a folder or the hub, or made."""
 
+import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
-from trainer_loop.data.pretrained import load_pretrained
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
+from trainer_loop.runtime.hub import offline_unless_reachable
 
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _END_OF_TEXT = "<|endoftext|>"
@@ -26,6 +28,8 @@ _PLAIN_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ "assistant:\\n" }}{% endif %}"""
 _VOCABULARY_FILES = re.compile(r"tokenizer\.json|vocab\.(txt|json|bpe)|.*\.(model|tiktoken)|tekken\.json")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_BACKEND = "pil"  # of image processors: the same pixels on every machine, whatever else is installed
 
 
 def load_tokenizer(
@@ -39,7 +43,9 @@ def load_tokenizer(
     if path.is_dir():
         _check_folder(path)
     options = {"trust_remote_code": trust_remote_code}
-    tokenizer: PreTrainedTokenizerFast = load_pretrained(AutoTokenizer, name_or_path, noun="tokenizer", options=options)
+    tokenizer: PreTrainedTokenizerFast = _load_pretrained(
+        AutoTokenizer, name_or_path, noun="tokenizer", options=options
+    )
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"tokenizer {name_or_path} ({type(tokenizer).__name__}) has no fast form (tokenizer.json); choose another"
@@ -136,3 +142,87 @@ def _ensure_padding(tokenizer: PreTrainedTokenizerFast, name: str, *, say: Calla
     else:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         say(f"tokenizer {name} has no token for padding: [PAD] is added, and the model gets an embedding for it")
+
+
+# ----------------------------------------------------------------------------------------------------- image processors
+
+
+def load_image_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
+    """The image processor of a model in a local folder, or of a hub id. Raises UserError."""
+    _check_pillow()
+    options = {"backend": _BACKEND, "trust_remote_code": trust_remote_code}
+    return _load_pretrained(transformers.AutoImageProcessor, name_or_path, noun="image processor", options=options)
+
+
+def make_image_processor(config: PretrainedConfig) -> Any:
+    """The image processor of a new model: with the usual values for its type, and the size of its images."""
+    _check_pillow()
+    from PIL import Image
+
+    known = transformers.IMAGE_PROCESSOR_MAPPING
+    if type(config) not in known or _BACKEND not in known[type(config)]:
+        raise UserError(
+            f"model.type: transformers has no image processor for a {config.model_type}; name one in model.tokenizer"
+        )
+    make, size = known[type(config)][_BACKEND], getattr(config, "image_size", None)
+    if size is None:
+        return make()
+    height, width = (size, size) if isinstance(size, int) else size
+    default = make()
+    whole = {"height": height, "width": width}
+    given = {"size": {"shortest_edge": min(height, width)} if "shortest_edge" in (default.size or {}) else whole}
+    processor = make(**given, **({"crop_size": whole} if getattr(default, "crop_size", None) else {}))
+    made = processor(images=Image.new("RGB", (2 * width, 3 * height)), return_tensors="pt")["pixel_values"].shape
+    if tuple(made[-2:]) != (height, width):
+        raise UserError(
+            f"model.type: the image processor of a {config.model_type} makes images of {made[-2]} x {made[-1]}, and "
+            f"its config says {height} x {width}; name a processor in model.tokenizer"
+        )
+    return processor
+
+
+def _check_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise UserError("task.name: a task on images needs the package pillow: pip install pillow") from error
+
+
+# --------------------------------------------------------------------------------------------- from a folder or the hub
+
+
+def _load_pretrained(auto: Any, name_or_path: str, *, noun: str, options: Mapping[str, Any]) -> Any:
+    """What a local folder holds, or what a hub id names (from its cache where the hub does not answer).
+
+    auto: the Auto class of transformers that loads it, with these options. noun: how errors call it. Raises UserError.
+    """
+    place = f"{noun} {name_or_path}"
+    path = expand_home(name_or_path, place=noun)
+    if path.is_dir():
+        return _load(auto, str(path), place, options)
+    if path.exists():
+        raise UserError(f"{place} is a file; name the folder that it is in")
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise UserError(f"{place}: there is no such folder{_describe_parent(path)}")
+    with offline_unless_reachable() as offline:
+        return _load(auto, name_or_path, place, options, offline=offline)
+
+
+def _load(auto: Any, source: str, place: str, options: Mapping[str, Any], *, offline: str | None = None) -> Any:
+    try:
+        return auto.from_pretrained(source, **options)
+    except Exception as error:  # files of somebody else's may make transformers raise anything
+        if offline is not None:
+            raise UserError(
+                f"{place}: {offline} and it is not in the cache; name a local folder, or fill "
+                f"the cache with transformers.{auto.__name__}.from_pretrained({source!r}) where there is network"
+            ) from error
+        hint = "; model.trust_remote_code=true lets its Python code run" if "trust_remote_code" in str(error) else ""
+        raise UserError(f"{place} cannot be loaded: {in_one_line(error)}{hint}") from error
+
+
+def _describe_parent(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f", nor a folder {path.parent}"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

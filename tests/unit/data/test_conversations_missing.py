@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from trainer_loop import UserError, build, load_config
-from trainer_loop.data.messages import lacks_answer
-from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.data.conversations import lacks_answer
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.record.logs import Console
 
 ASKED = {"role": "user", "content": "Is the bay wide?"}

@@ -1,4 +1,4 @@
-"""A training split that is streamed, made ready: what its first rows become is described, its rows are counted."""
+"""A training split that is streamed, made ready: its first rows are read and described, and its rows counted."""
 
 import dataclasses
 import json
@@ -7,22 +7,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer_loop.data.arrow_types import infer_label
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import make_dataset, whole_column
+from trainer_loop.data.files import join_files
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.mixture import Source, naming_source
-from trainer_loop.data.report import describe_data, measure_data
-from trainer_loop.data.row_stream import ChunkStream, MixedStream, Row, RowStream, Stream
-from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection
-from trainer_loop.data.split import Split
-from trainer_loop.data.tokens import Encoding, RowEncoder, TokenisedSplit, tokenise_split
+from trainer_loop.data.missing import Holes, has_classes, settle_missing
+from trainer_loop.data.mixture_sources import Source, naming_source
+from trainer_loop.data.plain_columns import join_values, with_plain_columns
+from trainer_loop.data.section import DataSection
+from trainer_loop.data.shards import BATCH_ROWS, Batch, Shard, ShardedSplit, read_batches
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.split_facts import describe_data, measure_data
+from trainer_loop.data.stream_rows import ChunkStream, MixedStream, Row, RowStream, Stream
+from trainer_loop.data.tables import WholeTable, join_batches
+from trainer_loop.data.tokenise import Encoding, RowEncoder, tokenise_split
 from trainer_loop.data.wording import plural
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Problems, UserError
 from trainer_loop.runtime.randomness import derive_seed
 
 _HEAD = "train, first rows"  # as the split is called in lines for a person
+HEAD_ROWS = 1000
+_MOST_ROWS_READ = 100 * BATCH_ROWS  # of a shard, for a row without holes
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,36 @@ class TrainStream:
     num_rows: int | None
     fingerprint: str
     tokens: str
+
+
+def read_head(split: ShardedSplit, *, columns: Columns, missing: str) -> Split:
+    """The first rows of a training split; of files, at least one row of each, so that one that lacks a column is found.
+
+    Of rows with holes none is dropped here: the more are read. Raises UserError.
+    """
+    holes = Holes.of(columns)
+    problems = Problems()
+    read: list[tuple[Shard, list[Batch]]] = []
+    num_rows = 0
+    for shard in split.shards:
+        if num_rows >= HEAD_ROWS and not split.is_local:
+            break
+        wanted = max(HEAD_ROWS - num_rows, 1)
+        first = problems.collect("", _read_first, shard, wanted, columns, holes if missing == "drop" else None)
+        if first is None:
+            continue
+        batches, kept = first
+        if batches:
+            read.append((shard, batches))
+        elif split.is_local and not shard.is_filtered:
+            problems.lines.append(f"{shard.name} has no rows")
+        num_rows += kept
+    if not read and not problems:
+        is_filtered = any(shard.is_filtered for shard in split.shards)
+        left = "no rows that data.filter keeps" if is_filtered else "no rows"
+        problems.lines.append(f"data.train: {split.title} has {left}")
+    problems.refuse()
+    return _join(read, split, columns, missing)
 
 
 def prepare_stream(
@@ -64,7 +103,7 @@ def prepare_stream(
     say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(section.shuffle_rows, 'row')}")
     tokens = _describe_head(head, encoding)
     return TrainStream(
-        rows=_join_texts(texts, encode) if changes_number else texts,
+        rows=ChunkStream(texts, encode, encode.texts_per_call) if changes_number else texts,
         encode=list if changes_number else encode,
         num_rows=num_rows,
         fingerprint=_fingerprint(split, missing),
@@ -95,7 +134,9 @@ def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: Data
             own.say(f"train: {source.stream.title}")
             tokens.append(_describe_head(source.split, own).encode())
     mixed = MixedStream(
-        {name: _join_texts(stream, encode) for name, stream in texts.items()} if changes_number else texts,
+        {name: ChunkStream(stream, encode, encode.texts_per_call) for name, stream in texts.items()}
+        if changes_number
+        else texts,
         weights=[source.weight for source in sources],
         loss_weights=[source.loss_weight for source in sources],
         seed=seed,
@@ -111,7 +152,6 @@ def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: Data
 
 
 def _open(split: ShardedSplit, encoding: Encoding, *, columns: Columns, seed: int, missing: str) -> RowStream:
-    """The raw rows of a split. columns: those that are read of a row."""
     return RowStream(
         split.shards,
         seed=seed,
@@ -121,10 +161,6 @@ def _open(split: ShardedSplit, encoding: Encoding, *, columns: Columns, seed: in
         missing=missing,
         say=encoding.say,
     )
-
-
-def _join_texts(texts: RowStream, encode: RowEncoder) -> ChunkStream:
-    return ChunkStream(texts, encode, num_texts=encode.texts_per_call)
 
 
 def _encoding_of(source: Source, encoding: Encoding) -> Encoding:
@@ -158,7 +194,6 @@ def _fingerprint(split: ShardedSplit, missing: str) -> str:
 
 
 def _first_row(texts: RowStream) -> Row:
-    """Raises UserError where there is none."""
     for row in texts.read(0):
         return row
     raise UserError("data.train: no row is left when those without a text or a label are dropped (data.missing=drop)")
@@ -175,8 +210,56 @@ def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) ->
 def _digest_tokens(head: TokenisedSplit, max_length: int) -> str:
     """Later rows may be the first that a new max_length cuts, so it counts by itself."""
     if "input_ids" in head.rows.column_names:
-        ids = head.rows.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"]
-        content = pc.list_flatten(ids, recursive=True).to_numpy().astype(np.int64).tobytes()
+        ids = pc.list_flatten(whole_column(head.rows, "input_ids"), recursive=True)
+        content = ids.to_numpy().astype(np.int64).tobytes()
     else:
         content = json.dumps(head.rows[:], default=repr).encode()
     return digest(str(max_length).encode(), head.lengths.tobytes(), content)
+
+
+def _read_first(shard: Shard, most: int, columns: Columns, holes: Holes | None) -> tuple[list[Batch], int]:
+    """As many rows as there are up to `most` without holes, and how many those are."""
+    read: list[Batch] = []
+    num_rows = kept = 0
+    are_classes = has_classes(shard.features, columns.single_label)
+    for batch in read_batches(shard):
+        for row, values in enumerate(batch.values()):
+            if row in batch.faults:
+                raise batch.faults[row]
+            num_rows += 1
+            values = join_values(values, columns.joined)
+            kept += holes is None or not holes.columns_of(values, are_classes=are_classes)
+            if kept == most or num_rows == _MOST_ROWS_READ:
+                return [*read, batch.first(row + 1)], kept
+        read.append(batch)
+    return read, kept
+
+
+def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, columns: Columns, missing: str) -> Split:
+    label, wanted = columns.label, columns.stored
+    tables = [join_batches(shard, batches, columns=wanted).select(wanted) for shard, batches in read]
+    arrays = [table.as_arrays(wanted=wanted, label=None) for table in tables]
+    if label is not None:
+        _type_labels(tables, arrays, label)
+    parts = [
+        Split(shard.name, make_dataset(made, table.names, len(table), table.metadata), table.origins, "", table.names)
+        for (shard, _), table, made in zip(read, tables, arrays, strict=True)
+    ]
+    head = with_plain_columns(join_files("train", parts, wanted=wanted), columns)
+    settled, _ = settle_missing(head, columns, missing=missing)
+    return dataclasses.replace(settled, fingerprint=split.fingerprint)
+
+
+def _type_labels(tables: Sequence[WholeTable], arrays: Sequence[dict[str, pa.Array]], label: str) -> None:
+    """The labels of .csv and .tsv files as what all of them stand for: integers, true/false or texts."""
+    chosen = [made for table, made in zip(tables, arrays, strict=True) if table.has_fields and label in made]
+    if not all(
+        pa.types.is_string(made[label].type) or pa.types.is_null(made[label].type) for made in chosen
+    ):  # data.map
+        return
+    typed = infer_label([value for made in chosen for value in made[label].to_pylist()])
+    start = 0
+    for made in chosen:
+        count = len(made[label])
+        made[label] = typed.slice(start, count)
+        start += count

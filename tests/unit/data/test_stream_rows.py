@@ -11,9 +11,9 @@ from streams import LABELS, make_stream, mark_behind
 from trainer_loop import UserError
 from trainer_loop.data.files import find_files, open_files, read_files
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.row_stream import ChunkStream, RowStream
-from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.data.tokens import Encoding, RowEncoder, tokenise_split
+from trainer_loop.data.processors import train_tokenizer
+from trainer_loop.data.stream_rows import ChunkStream, RowStream
+from trainer_loop.data.tokenise import Encoding, RowEncoder, tokenise_split
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
@@ -134,7 +134,7 @@ def bind(task):
 
 
 def test_joined_texts_become_the_chunks_that_they_become_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trainer_loop.data.tokens._TEXTS_PER_CALL", 7)
+    monkeypatch.setattr("trainer_loop.data.tokenise._TEXTS_PER_CALL", 7)
     task = bind(CausalLM())
     Path("a.txt").write_text("\n".join(TEXTS))
     whole = tokenise_split(

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from trainer_loop import UserError
-from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
+from trainer_loop.data.processors import load_tokenizer, train_tokenizer
 from trainer_loop.runtime import hub
 
 END = "<|endoftext|>"

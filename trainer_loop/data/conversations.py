@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from trainer_loop.data.values import is_encodable
+from trainer_loop.data.text_format import is_encodable
 from trainer_loop.data.wording import enumerate_names, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.plain_json import parse_json

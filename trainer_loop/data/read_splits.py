@@ -1,113 +1,31 @@
-"""The door through which all data comes in: hub data sets, files, and functions of the user's own."""
+"""The raw rows of all splits: read from where the section `data` says, and those chosen that are used."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from trainer_loop.config.named_sets import name_sets, parse_set
-from trainer_loop.data.columns import Columns
+from trainer_loop.data.choose_rows import cut_validation, limit_splits
 from trainer_loop.data.duplicates import drop_duplicates
 from trainer_loop.data.files import find_files, is_file_spec, open_files
 from trainer_loop.data.folders import is_image_folder
 from trainer_loop.data.hub import load_hub_splits, stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local
-from trainer_loop.data.missing import settle_missing, with_plain_columns
-from trainer_loop.data.mixture import Source, bind_own_columns, join_sources, name_own_functions, naming_source
-from trainer_loop.data.prepare import cut_validation, limit_splits
-from trainer_loop.data.progress import progress_bars
+from trainer_loop.data.missing import settle_missing
+from trainer_loop.data.mixture_sources import Source, bind_own_columns, join_sources, name_own_functions, naming_source
+from trainer_loop.data.plain_columns import with_plain_columns
 from trainer_loop.data.row_functions import RowFunctions, load_functions
+from trainer_loop.data.section import DataSection, Say
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Split
-from trainer_loop.data.stream_head import read_head
-from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
+from trainer_loop.data.stream_plan import read_head
 from trainer_loop.data.wording import enumerate_names
 from trainer_loop.errors import Problems, UserError, refuse
+from trainer_loop.runtime.quiet import progress_bars
 
 _SPLITS = ("train", "validation", "test")
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """The config keys of the section `data`, and the seed.
-
-    A split is named by
-      - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
-      - a file, a glob, a folder that `save_to_disk` wrote, or a list of them: whatever has a known extension, a slash
-        or a `*` or `?`, or is there; or a folder of images in folders, see `read_image_folder`;
-      - a query of a database, `{"sql": ..., "connection": ...}`, see `read_query`;
-      - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
-        where it has one) that returns a datasets.Dataset or an iterable of dicts;
-      - rows that were made in Python, see `as_dataset`.
-    validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
-    filter, map: dotted paths of functions of a row, see `RowFunctions`; they are given all columns, of all splits.
-    files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
-    deduplicate: see `drop_duplicates`; before a part is cut off for validation. mixture: its sources, as in the config;
-    each reads its rows by its own filter, map, columns and deduplicate, where it has them.
-    `validation_fraction` of the training rows, or the part `fold`, become the validation split; after that `limit`
-    samples each split.
-    """
-
-    train: Any
-    columns: Columns
-    seed: int
-    validation: Any = None
-    test: Any = None
-    name: str | None = None
-    config: str | None = None
-    validation_fraction: float | None = None
-    fold: str | None = None
-    streaming: bool = False
-    shuffle_rows: int = 1
-    files: TextFormat = DEFAULT_FORMAT
-    missing: str = "refuse"
-    limit: Mapping[str, int | None] = field(default_factory=dict)
-    label_names: Any = None
-    max_length: int = 512
-    num_workers: int | str = 0  # changes how rows are loaded, not which
-    cache_dir: str | None = None
-    mixture: Sequence[Mapping[str, Any]] = ()
-    weight: str | None = None
-    sampling: str = "shuffle"  # changes the order of the rows, not which are read
-    split_by: str | None = None
-    filter: str | None = None
-    map: str | None = None
-    deduplicate: bool = False
-
-    @property
-    def train_columns(self) -> Columns:
-        """The columns that are read of the training rows."""
-        return self.columns.beside(weight=self.weight, group=self.split_by)
-
-    @property
-    def deduplicated_sources(self) -> list[bool]:
-        """Whether duplicates are left out, of each source of the mixture, or of the only one."""
-        return [entry.get("deduplicate", self.deduplicate) for entry in self.mixture] or [self.deduplicate]
-
-    @property
-    def cuts_validation(self) -> bool:
-        """Whether a part of the training rows becomes the validation split."""
-        fraction = self.validation_fraction
-        return self.fold is not None or (fraction is not None and 0 < fraction < 1)
-
-    @property
-    def cuts(self) -> list[str]:
-        """The keys by which training rows are moved to another split or left out, with their values."""
-        given = {
-            "data.validation_fraction": self.validation_fraction,
-            "data.fold": self.fold,
-            "data.split_by": self.split_by,
-            "data.limit.train": self.limit.get("train"),
-            "data.deduplicate": "true" if any(self.deduplicated_sources) else None,
-            "data.missing": "drop" if self.missing == "drop" else None,
-        }
-        return [f"{key}={value}" for key, value in given.items() if value is not None]
-
-    def columns_of(self, split: str) -> Columns:
-        return self.train_columns if split == "train" else self.columns
 
 
 def read_splits(
@@ -120,7 +38,7 @@ def read_splits(
     """
     problems = Problems()
     functions = problems.collect("", load_functions, section.filter, section.map, say)
-    if problems:
+    if functions is None:
         return {}, None, problems.lines
     if not section.streaming:
         problems.lines += _check_keys(section)
@@ -128,7 +46,7 @@ def read_splits(
     splits = _settle(read, section, problems, say)
     if section.mixture and not section.streaming:
         with progress_bars(shown=show_progress):
-            mixed = problems.collect("", _read_mixture, section, say)
+            mixed = problems.collect("", lambda: join_sources(read_sources(section, say=say), section.train_columns))
         splits |= {} if mixed is None else {"train": mixed}
     splits = _cut(splits, section, problems, say)
     if streamed is not None:
@@ -138,7 +56,7 @@ def read_splits(
 
 
 def _read(
-    section: DataSection, functions: RowFunctions | None, problems: Problems, *, show_progress: bool
+    section: DataSection, functions: RowFunctions, problems: Problems, *, show_progress: bool
 ) -> tuple[dict[str, Split], ShardedSplit | None]:
     """The rows of each split as they stand in the data; train where it is streamed. A mixture is not read here."""
     specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
@@ -146,9 +64,10 @@ def _read(
     if not section.streaming and not section.mixture:
         specs = {"train": section.train} | specs
     on_hub = {split: spec for split, spec in specs.items() if section.name is not None and _is_hub_spec(spec)}
+    found, wrong = dict[str, Split](), list[str]()
     with progress_bars(shown=show_progress):
         read = {
-            split: problems.collect("", _read_local, spec, split, section, functions)
+            split: problems.collect("", read_local, spec, split, section, functions)
             for split, spec in specs.items()
             if spec is not None and split not in on_hub
         }
@@ -156,29 +75,23 @@ def _read(
             streamed, found, wrong = _stream_from_hub(section, section.name, on_hub, functions)
         else:
             streamed = problems.collect("", _open_stream, section, functions) if streams_train else None
-            found, wrong = dict[str, Split](), list[str]()
             if section.name is not None and on_hub:
                 found, wrong = load_hub_splits(section.name, config=section.config, specs=on_hub)
     problems.lines += wrong
-    if functions is not None:
-        read |= {
-            split: problems.collect("", functions.over_split, rows, columns=section.columns_of(split))
-            for split, rows in found.items()
-        }
-    else:
-        read |= found
+    for split, rows in found.items():
+        read[split] = problems.collect("", functions.over_split, rows, columns=section.columns_of(split))
     return {split: rows for split, rows in read.items() if rows is not None}, streamed
 
 
 def _stream_from_hub(
-    section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions | None
+    section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions
 ) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
     """The training split of the hub data set `name`, streamed, the other splits of it in memory, and problems."""
     columns = section.train_columns.stored
     streamed, found, problems = stream_hub_splits(
         name, config=section.config, train=section.train, specs=specs, columns=None if functions else columns
     )
-    if streamed is not None and functions is not None:
+    if streamed is not None:
         shards = [functions.over_streamed(shard, columns=columns) for shard in streamed.shards]
         streamed = functions.mark_stream(replace(streamed, shards=shards))
     return streamed, found, problems
@@ -186,8 +99,12 @@ def _stream_from_hub(
 
 def _cut(splits: dict[str, Split], section: DataSection, problems: Problems, say: Say) -> dict[str, Split]:
     """The rows that are used: without duplicates, with a part of train as validation, and at most `limit`; in order."""
-    if "train" in splits and not problems:
-        splits = splits | (problems.collect("", _drop_duplicates, splits, section, say) or {})
+    if "train" in splits and not problems and any(section.deduplicated_sources):
+        whole = [number for number, is_asked in enumerate(section.deduplicated_sources) if not is_asked]
+        left = problems.collect("", drop_duplicates, splits, section.columns, whole=whole)
+        if left is not None:
+            splits = splits | {"train": left[0]}
+            say(f"train: {left[1]}")
     if not section.streaming and section.cuts_validation and section.validation is None:
         splits = splits | _cut_validation(splits, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
@@ -206,11 +123,6 @@ def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
         for number, entry in enumerate(section.mixture)
         if number not in left
     ]
-
-
-def _read_mixture(section: DataSection, say: Say) -> Split:
-    """The training rows of several sources, joined."""
-    return join_sources(read_sources(section, say=say), section.train_columns)
 
 
 def read_sources(section: DataSection, *, say: Say = lambda line: None) -> list[Source]:
@@ -260,10 +172,9 @@ def _check_keys(section: DataSection) -> list[str]:
     fraction = section.validation_fraction
     if section.train is None and not section.mixture:
         problems.append("data.train=null: a split, a file or a dotted path is needed")
-    if fraction is not None and section.validation is not None:
-        problems.append("data.validation and data.validation_fraction are both given; set one to null")
-    if section.fold is not None and section.validation is not None:
-        problems.append("data.validation and data.fold are both given; set one to null")
+    for key in ("validation_fraction", "fold"):
+        if getattr(section, key) is not None and section.validation is not None:
+            problems.append(f"data.validation and data.{key} are both given; set one to null")
     if fraction is not None and not 0 < fraction < 1:
         problems.append(f"data.validation_fraction={fraction}: it must lie between 0 and 1; null for none")
     return problems
@@ -283,26 +194,13 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
     return settled
 
 
-def _drop_duplicates(splits: Mapping[str, Split], section: DataSection, say: Say) -> dict[str, Split]:
-    """The training rows without those that are duplicates; a source of a mixture may have its own deduplicate."""
-    if not any(section.deduplicated_sources):
-        return {}
-    whole = [number for number, is_asked in enumerate(section.deduplicated_sources) if not is_asked]
-    train, told = drop_duplicates(splits, section.columns, whole=whole)
-    for line in told:
-        say(f"train: {line}")
-    return {"train": train}
-
-
 def _cut_validation(splits: Mapping[str, Split], section: DataSection, problems: Problems) -> dict[str, Split]:
     """Train and the part of it that is cut off, by name; nothing where that cannot be done."""
-    if "train" not in splits:
-        return {}
-    if len(splits["train"].rows) < 2 and section.fold is None:
+    train, group = splits.get("train"), section.split_by
+    if train is not None and len(train.rows) < 2 and section.fold is None:
         problems.lines.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
         return {}
-    train, group = splits["train"], section.split_by
-    if group is not None and group not in train.rows.column_names:
+    if train is None or (group is not None and group not in train.rows.column_names):
         return {}  # the check of the rows tells
     cut = problems.collect(
         "",
@@ -322,7 +220,7 @@ def _is_hub_spec(spec: Any) -> bool:
     return isinstance(spec, str) and not is_file_spec(spec, hub=True)
 
 
-def _open_stream(section: DataSection, functions: RowFunctions | None) -> ShardedSplit:
+def _open_stream(section: DataSection, functions: RowFunctions) -> ShardedSplit:
     spec = section.train
     if isinstance(spec, Split):
         raise UserError("data.streaming=true: rows that were made in Python are not streamed; set data.streaming=false")
@@ -336,11 +234,3 @@ def _open_stream(section: DataSection, functions: RowFunctions | None) -> Sharde
         raise UserError(f"data.train={specs[0]}: a folder of images is not streamed; set data.streaming=false")
     files = find_files(specs, key="data.train", split="train")
     return open_files(files, columns=section.train_columns.stored, text_format=section.files, functions=functions)
-
-
-def _read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions | None) -> Split:
-    """The rows of files, of a query or of a dotted path, or rows that were given. Raises UserError."""
-    columns, text_format = section.columns_of(split), section.files
-    return read_local(
-        spec, split=split, columns=columns, text_format=text_format, seed=section.seed, functions=functions
-    )

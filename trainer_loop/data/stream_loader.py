@@ -22,8 +22,8 @@ import torch
 from trainer_loop.data.batch_plan import Rows, Share, cut_batch, halve_dearest
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, as_dummy, count_epochs, weigh
-from trainer_loop.data.row_stream import Row, Stream
 from trainer_loop.data.shards import Mark
+from trainer_loop.data.stream_rows import Row, Stream
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.plain_json import check_fields, is_count
 from trainer_loop.runtime.randomness import permute, seed_everything
@@ -250,13 +250,8 @@ class StreamLoader:
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
             return StepBatch(step, [as_dummy(self._collate(prepared.mine, step))], 0, 0, 0)
         share = self._cut(list(range(len(prepared.mine))), prepared.mine)
-        return StepBatch(
-            step=step,
-            microbatches=[self._collate([prepared.mine[place] for place in rows], step) for rows in share.microbatches],
-            num_rows=share.num_rows,
-            num_tokens=share.num_tokens,
-            num_padded_tokens=share.num_padded_tokens,
-        )
+        microbatches = [self._collate([prepared.mine[place] for place in rows], step) for rows in share.microbatches]
+        return StepBatch(step, microbatches, share.num_rows, share.num_tokens, share.num_padded_tokens)
 
     def _cut(self, numbers: Rows, rows: Sequence[Row]) -> Share:
         """The rows of one process, by their places in `rows`, cut into its microbatches."""

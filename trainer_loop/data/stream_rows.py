@@ -8,16 +8,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from trainer_loop.data.column_values import find_fault, is_hole
+from trainer_loop.data.arrow_types import read_field
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
-from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
-from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
-from trainer_loop.data.mixture import naming_source
-from trainer_loop.data.number_columns import find_fault_of_count
+from trainer_loop.data.missing import HIDDEN, Holes, has_classes, lacks_label
+from trainer_loop.data.mixture_sources import naming_source
+from trainer_loop.data.origins import Indices
+from trainer_loop.data.plain_columns import join_values
 from trainer_loop.data.shards import Mark, Shard, Values
-from trainer_loop.data.split import Indices
-from trainer_loop.data.values import is_encodable, read_field, read_number
+from trainer_loop.data.text_format import is_encodable
+from trainer_loop.data.values import find_fault, is_hole, list_flagged, read_number
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed, permute
@@ -98,27 +98,24 @@ class RowStream:
 
     def _read_shard(self, shard: Shard, place: int, begin: Mark | None) -> Iterator[Row]:
         """The rows of a shard that can be trained on. place: of the shard in the epoch. begin: None for all rows."""
-        are_classes = has_classes(shard, self._label)
+        are_classes = has_classes(shard.features, self._label)
         dropped = dict.fromkeys(self.columns.all, 0)
         for read, number, mark in shard.read(begin):
             values = join_values(read, self.columns.joined) if self.columns.joined else read
             if self.missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
                 dropped[lacking[0]] += 1
-                self._announce(shard.place(number), lacking[0])
+                if not self._is_announced:
+                    self._is_announced = True
+                    self.say(
+                        f"train: {shard.place(number)} has no {lacking[0]!r} and is dropped, as all such rows are "
+                        "(data.missing=drop); their number is told at the end of each file"
+                    )
             else:
                 yield self._check(values, shard, number, {"shard": place, "from": mark})
         if begin is None and (shard.name, shard.noun) not in self._counted:
             self._counted.add((shard.name, shard.noun))
-            for line in describe_dropped(shard.name, self._holes.name_holes(dropped)):
+            for line in self._holes.describe_dropped(shard.name, dropped):
                 self.say(f"train: {line}")
-
-    def _announce(self, place: str, column: str) -> None:
-        if not self._is_announced:
-            self._is_announced = True
-            self.say(
-                f"train: {place} has no {column!r} and is dropped, as all such rows are (data.missing=drop); their "
-                "number is told at the end of each file"
-            )
 
     def _check(self, values: Values, shard: Shard, number: int, mark: Mark) -> Row:
         place = shard.place(number)
@@ -129,7 +126,7 @@ class RowStream:
             if kind == "class":
                 checked[own] = self._find_class(value, shard, place)
                 continue
-            if kind == "text" and self.missing == "empty" and self._holes.in_text(name, value):
+            if kind == "text" and self.missing == "empty" and self._holes.is_in(name, value):
                 value = ""
             if (problem := self._find_fault(own, value, values)) is not None:
                 more = ", or set data.missing=drop (or empty)" if kind == "text" and problem in _HOLES else ""
@@ -145,17 +142,17 @@ class RowStream:
 
     def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
         name, column = self.columns.names[own], self.columns.declared[own]
-        if column.kind != "text":
-            beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
-            if value is None:
-                return _IS_NULL
-            count = self.num_numbers if name == self.columns.numbers else None
-            return find_fault(value, self._kinds[own], beside) or find_fault_of_count(value, count)
-        if isinstance(value, str):
-            if not value.isascii() and not is_encodable(value):
+        if column.kind == "text":
+            if isinstance(value, str) and not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"
-            return _IS_EMPTY if self._holes.in_text(name, value) else None
-        return _IS_NULL if self._holes.in_text(name, value) else f"holds no text but {shorten(value)}"
+            if self._holes.is_in(name, value):
+                return _IS_EMPTY if isinstance(value, str) else _IS_NULL
+            return None if isinstance(value, str) else f"holds no text but {shorten(value)}"
+        if value is None:
+            return _IS_NULL
+        beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
+        count = self.num_numbers if name == self.columns.numbers else None
+        return find_fault(value, self._kinds[own], beside, num_numbers=count)
 
     def _find_class(self, raw: Any, shard: Shard, place: str) -> int:
         value = read_field(raw, self._label_kind) if shard.has_fields and isinstance(raw, str) else raw
@@ -163,7 +160,7 @@ class RowStream:
             value = int(value)  # of a library that has no integers with holes
         if type(value) is self._label_kind and value in self._ids:  # 1, 1.0 and true are one key to a dict
             return self._ids[value]
-        if self._holes.in_label(value, are_classes=has_classes(shard, self._label)):
+        if lacks_label(value, are_classes=has_classes(shard.features, self._label)):
             found = "is null" if value != HIDDEN else f"is {HIDDEN}, which stands for a label that is kept secret,"
             raise UserError(
                 f"data.train: column {self._label!r} {found} in {place}; fill it in or remove the row, or set "

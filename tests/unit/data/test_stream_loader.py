@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streams import collate, encode, make_loader, make_stream
 
 from trainer_loop import UserError
-from trainer_loop.data.stream import Position, read_batches
+from trainer_loop.data.stream_loader import Position, read_batches
 
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any)
 

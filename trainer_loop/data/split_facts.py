@@ -10,14 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer_loop.data.checks import count_raw_labels
-from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import find_rows
 from trainer_loop.data.histogram import choose_whole_edges
-from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.missing import find_rows
-from trainer_loop.data.split import Split
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.labels import LabelNames, count_raw_labels
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.wording import plural
 
 _LABELS_SHOWN = 10
@@ -126,7 +124,6 @@ def describe_data(facts: Mapping[str, SplitFacts]) -> list[str]:
 
 
 def _measure_labels(split: Split, columns: Columns, label_names: LabelNames) -> dict[str, Any]:
-    """The fields of `SplitFacts` about labels."""
     assert columns.label is not None, "there are labels"
     raw = count_raw_labels(split, columns)
     unlabelled = None

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from trainer_loop.data.column_values import find_fault
+from trainer_loop.data.values import find_fault
 
 TEXT = "Ada came late. Ada left."
 

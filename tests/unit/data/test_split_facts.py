@@ -6,9 +6,9 @@ import pytest
 from columns import make_columns
 
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.report import describe_data, measure_data
-from trainer_loop.data.split import Origins, Split
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.split_facts import describe_data, measure_data
 
 
 def make_split(name: str, **columns: list[Any]) -> Split:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trainer_loop import UserError
 from trainer_loop.data.files import read_files
-from trainer_loop.data.formats.delimited import long_fields
+from trainer_loop.data.formats.csv_files import long_fields
 from trainer_loop.data.split import Split
 from trainer_loop.data.text_format import TextFormat
 

@@ -14,24 +14,22 @@ from typing import Any, ClassVar, Protocol
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 import tokenizers
 import transformers
-from torch.utils.data import Subset
 
 from trainer_loop.data.columns import RESERVED, Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.progress import progress_bars
+from trainer_loop.data.processors import as_tokenizer
 from trainer_loop.data.row_cache import load_or_make
-from trainer_loop.data.row_stream import Row
-from trainer_loop.data.split import Indices, Origins, Split
-from trainer_loop.data.tokenizer import as_tokenizer
+from trainer_loop.data.split import RawRows, Split, TokenisedSplit
+from trainer_loop.data.stream_rows import Row
 from trainer_loop.data.values import read_number
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.host import expand_home
+from trainer_loop.runtime.quiet import progress_bars
 
 _FORMAT = 3  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
@@ -46,60 +44,8 @@ class Encoder(Protocol):
     """The part of a task that is needed here."""
 
     def encode(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
-
     def encode_for_evaluation(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
-
     def settings(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class RawRows:
-    """The raw rows that encoded rows were made of.
-
-    rows: the columns that a task reads. sources: `[N]` number of the raw row that each encoded row is from, ascending.
-    """
-
-    rows: datasets.Dataset
-    columns: Columns
-    sources: Indices
-
-    def read(self, number: int) -> dict[str, Any]:
-        """A raw row, by the names of the task's columns."""
-        row = self.rows[number]
-        return {own: row[name] for own, name in self.columns.names.items()}
-
-
-@dataclass(frozen=True)
-class TokenisedSplit:
-    """The rows of one split as the model sees them.
-
-    rows: what the task encodes, such as `input_ids` and `label`; or whatever a task takes as it is, of length 1 each.
-    lengths: `[N]` tokens of every row, mapped from the cache. num_truncated: texts that were cut at max_length.
-    origins: where every row, or the text that a chunk begins in, stands in the user's data.
-    fingerprint: of the raw rows: changes when the content or the choice of rows does.
-    raw: the raw rows; None for a task that takes rows as they are.
-    weights: `[N]` factors of the losses of the rows; None: 1 for each.
-    """
-
-    name: str
-    rows: Any
-    lengths: npt.NDArray[np.int32]
-    num_truncated: int
-    origins: Origins
-    fingerprint: str
-    raw: RawRows | None = None
-    weights: npt.NDArray[np.float64] | None = None
-
-    def select(self, rows: Indices) -> "TokenisedSplit":
-        """These rows, in this order, of a task that takes rows as they are."""
-        assert self.raw is None, "raw rows are chosen before they are encoded"
-        return replace(
-            self,
-            rows=Subset(self.rows, rows.tolist()),
-            lengths=self.lengths[rows],
-            origins=self.origins.select(rows),
-            fingerprint=digest(self.fingerprint.encode(), rows.tobytes()),
-        )
 
 
 @dataclass(frozen=True)
@@ -258,17 +204,12 @@ def _join(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def _number_labels(labels: Sequence[Any], ids: Mapping[Any, int] | None) -> list[Any]:
-    """The class ids of labels, or of lists of labels."""
     assert ids is not None, "a label needs its names"
     return [[ids[one] for one in label] if isinstance(label, list) else ids[label] for label in labels]
 
 
 def encode_rows(
-    task: Encoder,
-    encode: Callable[..., Mapping[str, list[Any]]],
-    rows: Mapping[str, Sequence[Any]],
-    *,
-    max_length: int,
+    task: Encoder, encode: Callable[..., Mapping[str, list[Any]]], rows: Mapping[str, Sequence[Any]], *, max_length: int
 ) -> tuple[dict[str, list[Any]], dict[int, str]]:
     """What a task makes of raw rows, and why the model could not answer some of it.
 

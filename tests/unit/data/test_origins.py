@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_loop.data.split import Origins
+from trainer_loop.data.origins import Origins
 
 
 def test_rows_of_one_origin_are_counted_from_one():
