@@ -45,8 +45,9 @@ PLACES = [
 # One after the other in one run, so that all but the first hit a run that was resumed.
 CHAIN = ["half_checkpoint:4", "evaluation:1", "row:9", "step:9", "restored", "rewriting"]
 LONG = "train.epochs=8"
-# make test has these together, on two processes; make test-slow has each on its own, too.
+# make test has the cases of a row together, the first on two processes; make test-slow has each case on its own, too.
 TOGETHER = ("ema", "plateau", "background", "patience")
+ALONE_TOGETHER = [("workers", "neftune", "unfreezing", "patience by a metric"), ("bf16", "lora", "mixture")]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -59,17 +60,17 @@ def test_killed_once(place, bench, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in (*TOGETHER, "mixture") else []) for case in CASES]
+    "cases", [*ALONE_TOGETHER, *(pytest.param((case,), marks=pytest.mark.slow) for case in CASES)], ids=" and ".join
 )
-def test_killed_again_and_again_with(case, bench, tmp_path):
-    whole = bench.whole(*CASES[case])
-    run = bench.run(tmp_path, *CASES[case])
+def test_killed_again_and_again_with(cases, bench, tmp_path):
+    options = [option for case in cases for option in CASES[case]]
+    run = bench.run(tmp_path, *options)
     for place in CHAIN:
         run.kill_at(place)
-    told = run.finish()
-    assert "resumed at step" in told
-    assert ("evaluations without a better" in told) == case.startswith("patience")
-    assert_same(run, whole)
+    output = run.finish()
+    assert "resumed at step" in output
+    assert ("evaluations without a better" in output) == any(case.startswith("patience") for case in cases)
+    assert_same(run, bench.whole(*options))
 
 
 def test_killed_30_times_at_random(bench, tmp_path):
