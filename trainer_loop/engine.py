@@ -106,9 +106,9 @@ class Engine:
         mine = sum(microbatch.num_targets for microbatch in microbatches)
         passes = [0.0] * self.accelerator.num_processes
         passes[self.accelerator.process_index] = len(microbatches)
-        runs_evenly = self.sharded is not None and not self.sharded.gathers_once
-        told = [mine, self.preemption.requested, *(passes if runs_evenly else ())]
-        targets, requests, *passes = sum_on_hosts(self.accelerator, told)
+        runs_evenly = self.sharded is not None and not self.sharded.plan.gathers_once
+        numbers = [mine, self.preemption.requested, *(passes if runs_evenly else ())]
+        targets, requests, *passes = sum_on_hosts(self.accelerator, numbers)
         while len(microbatches) < max(passes, default=0):
             microbatches.append(loader.dummy_microbatch(step_batch.step))
         self.stop_requested = requests > 0

@@ -208,19 +208,7 @@ def _shard_model(
         if sharding.is_sharded:
             console.warn(f"parallel.shard: {sharding.shard}: this is one process, so it holds the whole model")
         return None
-    sharded = shard_model(
-        model,
-        device=accelerator.device,
-        gathers_once=sharding.gathers_once,
-        reduces_once=sharding.reduces_once,
-        offloads=sharding.offloads,
-        num_replicas=sharding.num_replicas,
-        layers=list(sharding.layers) or None,
-        # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
-        compute_dtype=None if sharding.gathers_once or compute_type == torch.float32 else compute_type,
-        reduce_dtype=sharding.gradient_type,
-        memory=memory,
-    )
+    sharded = shard_model(model, sharding, device=accelerator.device, compute_type=compute_type, memory=memory)
     if memory is not None:
         assert_same_on_all_processes(accelerator, memory.checksum, what="the model's weight files")
     if not sharding.gathers_once and sharded.num_layers == 0:

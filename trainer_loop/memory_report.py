@@ -195,7 +195,7 @@ def _name(shard: str, num_processes: int) -> str:
 def split(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> Held:
     """What the model and its optimizer hold, by what is gathered at once. layers: see `find_layers`."""
     groups, seen = [], set()
-    for module in find_layers(outline.model, list(layers) or None):
+    for module in find_layers(outline.model, layers):
         groups.append([weight for weight in module.parameters() if weight not in seen])
         seen.update(groups[-1])
     rest = [weight for weight in outline.model.parameters() if weight not in seen]

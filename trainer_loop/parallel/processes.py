@@ -28,7 +28,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer_loop.errors import ProcessLost, UserError, in_one_line
-from trainer_loop.runtime.host import choose_threads, keep_freed_memory, process_index_from_environment
+from trainer_loop.runtime.host import (
+    choose_threads,
+    count_launched_processes,
+    keep_freed_memory,
+    process_index_from_environment,
+)
 
 _T = TypeVar("_T")
 _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
@@ -95,8 +100,7 @@ def make_accelerator(
         log_with=list(trackers) or None,
         project_dir=project_dir,
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
+    if (launched := count_launched_processes()) != accelerator.num_processes:
         raise UserError(
             f"WORLD_SIZE={launched} processes were launched but accelerate joined {accelerator.num_processes}: "
             "each would train alone; launch with `accelerate launch --multi_gpu --num_processes N`"
@@ -120,9 +124,9 @@ def _join_after_restart(timeout: timedelta) -> None:
     addresses of dead ones.
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    if attempt == 0 or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    rank, num_processes = process_index_from_environment(), count_launched_processes()
+    if attempt == 0 or num_processes == 1:
         return
-    rank, num_processes = process_index_from_environment(), int(os.environ["WORLD_SIZE"])
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else the launcher keeps it
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(*address, num_processes, is_master=is_master, timeout=timeout)

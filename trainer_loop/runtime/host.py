@@ -27,6 +27,11 @@ def process_index_from_environment() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def count_launched_processes() -> int:
+    """Processes of this run, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def expand_home(path: str | Path, *, place: str = "") -> Path:
     """Replace `~` and `~name` at the start of a path. Raises UserError, with `place`, for a user without a home."""
     try:
