@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import release_memory
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,7 +22,7 @@ from trainer_loop.parallel.memory_plan import count_missing_state
 from trainer_loop.parallel.processes import announce_fault, average_gradients, is_reduction_complete, sum_on_hosts
 from trainer_loop.parallel.sharding import ShardedModel, local_part
 from trainer_loop.record.checkpoint import AveragedWeights
-from trainer_loop.runtime.memory import is_out_of_memory, release_memory
+from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.outline import Outline
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.profiler import StepProfiler

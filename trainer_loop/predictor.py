@@ -29,7 +29,7 @@ from trainer_loop.models.adapters import is_adapter, load_adapted_model
 from trainer_loop.models.config import count_tabled_positions, count_tokens, find_text_config
 from trainer_loop.models.trials import LONGER, can_answer, make_rows, try_padding
 from trainer_loop.models.weight_files import check_weight_files
-from trainer_loop.parallel.processes import join_rows
+from trainer_loop.parallel.row_outputs import RowOutputs
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
@@ -363,9 +363,7 @@ class Predictor:
         judges: bool,
     ) -> tuple[dict[str, np.ndarray], float, int]:
         """The outputs of these rows by name, the sum of their losses if `judges`, and their targets if `counts`."""
-        outputs_of: dict[str, list[Any]] = {}
-        order: list[int] = []
-        loss_sum, num_targets = 0.0, 0
+        answered, loss_sum, num_targets = RowOutputs(), 0.0, 0
         for places in self._cut(part.lengths):
             before_pass()
             batch = self.task.collate([part.encoded[place] for place in places])
@@ -373,11 +371,8 @@ class Predictor:
             origin = origin_of(part.numbers[part.sources[places[0]]])
             loss, outputs = self._answer(batch, place=origin, judges=judges)
             loss_sum += loss
-            order += places
-            for name, output in outputs.items():
-                outputs_of.setdefault(name, []).append(output)
-        in_order = np.argsort(order)
-        columns = {name: join_rows(outputs)[in_order] for name, outputs in outputs_of.items()}
+            answered.add(places, outputs)
+        columns = answered.join()
         if self.task.merges:
             read = functools.partial(_read, part.rows)
             columns, _ = merge_outputs(self.task, columns, sources=part.sources, read=read)

@@ -16,9 +16,10 @@ from trainer_loop.data.loader import move_batch
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, without_numbers
-from trainer_loop.ops.output_head import evaluating, find_leaves
+from trainer_loop.ops.output_head import find_leaves
 from trainer_loop.optim.layers import LINEAR_LAYERS, modules_above
 from trainer_loop.runtime.memory import is_out_of_memory
+from trainer_loop.runtime.randomness import evaluating, keeping_random_state
 from trainer_loop.tasks.task import Batch, Task
 
 LENGTHS = (2, 5, 19)  # approximate numbers of tokens of the made-up rows
@@ -264,8 +265,7 @@ def read_answer(outputs: Any) -> Tensor:
 @contextlib.contextmanager
 def _answering(model: nn.Module) -> Iterator[None]:
     """Run the model without dropout and restore the random state afterwards."""
-    device = next(model.parameters()).device
-    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with evaluating(model), keeping_random_state():
         torch.manual_seed(0)
         yield
 

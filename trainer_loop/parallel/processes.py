@@ -8,11 +8,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -200,34 +199,6 @@ def on_process_0(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
     if problems:
         raise refused or UserError(problems)
     return value  # type: ignore[no-any-return]
-
-
-def gather_columns(
-    accelerator: Accelerator, columns: Mapping[str, Sequence[Tensor | Sequence[Tensor]]]
-) -> dict[str, np.ndarray]:
-    """The rows of all processes, by column, see `join_rows`; a process without rows knows no columns."""
-    joined = gather_object([{name: join_rows(parts) for name, parts in columns.items()}])
-    names = dict.fromkeys(name for of_process in joined for name in of_process)
-    return {name: np.concatenate([of_process[name] for of_process in joined if of_process]) for name in names}
-
-
-def join_rows(parts: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:
-    """The rows of several batches, each a tensor or a list of one tensor for each row.
-
-    Returns:
-        An array `[rows, ...]`; of lists an array `[rows]` of arrays.
-    """
-    if isinstance(parts[0], Tensor):
-        return _widen(torch.cat([part for part in parts if isinstance(part, Tensor)]).cpu()).numpy()
-    rows = [row for part in parts for row in part]
-    values = _widen(torch.cat(rows).cpu()).numpy()  # one copy from the device
-    apart = np.split(values, np.cumsum([len(row) for row in rows])[:-1])
-    return np.fromiter(apart, dtype=object, count=len(rows))
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    """Cast bfloat16 to float32, because NumPy has no bfloat16."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def is_reduction_complete(model: nn.Module) -> bool:
