@@ -19,7 +19,13 @@ from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.memory_plan import count_missing_state
-from trainer_loop.parallel.processes import announce_fault, average_gradients, is_reduction_complete, sum_on_hosts
+from trainer_loop.parallel.processes import (
+    announce_fault,
+    average_gradients,
+    is_reduction_complete,
+    sum_gradients,
+    sum_on_hosts,
+)
 from trainer_loop.parallel.sharding import ShardedModel, local_part
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.runtime.memory import is_out_of_memory
@@ -344,12 +350,7 @@ class Engine:
         A process that had no rows takes part with zeros.
         """
         assert self.sharded is None, "a step of one's own was refused"
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+        sum_gradients(self.accelerator, parameters)
 
     def clear_gradients(self) -> None:
         for parameter in self.parameters:

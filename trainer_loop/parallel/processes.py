@@ -212,6 +212,14 @@ def is_reduction_complete(model: nn.Module) -> bool:
     return True
 
 
+def sum_gradients(accelerator: Accelerator, parameters: Iterable[Tensor]) -> None:
+    """Add gradients up over all processes; zero where a process has none. All processes must call this."""
+    for parameter in parameters if accelerator.num_processes > 1 else ():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+
+
 def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
     """Average gradients over all processes, including parameters that only some processes used.
 
@@ -219,14 +227,11 @@ def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) ->
     """
     if accelerator.num_processes == 1:
         return
-    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float64)
-    dist.all_reduce(used, group=_host_group(accelerator.init_handler.timeout))
-    for parameter, is_used in zip(parameters, used.tolist(), strict=True):
-        if is_used:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= accelerator.num_processes
+    counts = sum_on_hosts(accelerator, [parameter.grad is not None for parameter in parameters])
+    used = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
+    sum_gradients(accelerator, used)
+    for parameter in used:
+        parameter.grad /= accelerator.num_processes  # type: ignore[operator] # it has one now
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
