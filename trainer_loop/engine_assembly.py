@@ -38,7 +38,6 @@ _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 
 
 def make_engine(
-    config: Config,
     plan: RunPlan,
     accelerator: Accelerator,
     console: Console,
@@ -48,10 +47,11 @@ def make_engine(
     preemption: Preemption,
 ) -> Engine:
     """The model, what it learns with, and how it runs on the devices. make_optimizer: None for that of the config."""
+    config = plan.config
     profiler = _make_profiler(config, accelerator, console, num_steps=num_steps)
     memory = _choose_memory(plan, accelerator, console)
     with memory or nullcontext():
-        model, calls = _make_model(config, plan, accelerator, console)
+        model, calls = _make_model(plan, accelerator, console)
 
     def let_learn(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
         with under("optimizer."):
@@ -95,14 +95,13 @@ def make_engine(
     )
 
 
-def _make_model(
-    config: Config, plan: RunPlan, accelerator: Accelerator, console: Console
-) -> tuple[nn.Module, Sequence[str]]:
+def _make_model(plan: RunPlan, accelerator: Accelerator, console: Console) -> tuple[nn.Module, Sequence[str]]:
     """The model on its device, before accelerate prepares it, and the names of its modules in the order of their calls.
 
     The names are empty where they are not known.
     """
-    inputs, compiles = plan.inputs, config.model.compile and not _is_spread(plan, accelerator)
+    config, inputs = plan.config, plan.inputs
+    compiles = config.model.compile and not _is_spread(plan, accelerator)
     if plan.task.auto_model is None:
         model = plan.model.given
         if model is None:

@@ -121,7 +121,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that was checked and found good. metrics: entries of `evaluate.metrics`."""
+    """Everything that was checked and found good, with what it was made of. metrics: entries of `evaluate.metrics`."""
 
     loop_class: type[TrainingLoop]
     precision: str
@@ -132,6 +132,8 @@ class RunPlan:
     scheduler: SchedulerPlan
     inputs: Inputs
     sharding: ShardingPlan
+    config: Config
+    overrides: Overrides
     loss: LossPlan | None = None  # None: the task's own
 
 
@@ -251,9 +253,22 @@ class _Planner:
                 "weights are gathered by all together; set its layerdrop to 0 in model.overrides"
             )
         found.refuse()
-        task, metrics = self.task, self._list_metrics()
+        task = self.task
         assert loop_class and precision and task and optimizer and scheduler and inputs and sharding
-        return RunPlan(loop_class, precision, task, metrics, model, optimizer, scheduler, inputs, sharding, self.loss)
+        return RunPlan(
+            loop_class,
+            precision,
+            task,
+            self._list_metrics(),
+            model,
+            optimizer,
+            scheduler,
+            inputs,
+            sharding,
+            config,
+            overrides,
+            self.loss,
+        )
 
     # --------------------------------------------------------------------------------- what concerns several sections
 
