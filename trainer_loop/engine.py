@@ -206,7 +206,7 @@ class Engine:
         """Let parameters that no process used have no gradient, as without shards, where FSDP gave them zeros."""
         unused = [name not in used for name in self.names]
         used.clear()
-        if not sum_on_hosts(self.accelerator, [sum(unused)])[0]:
+        if not sum_on_hosts(self.accelerator, [sum(unused)])[0]:  # the usual case: one number instead of one each
             return
         counts = sum_on_hosts(self.accelerator, unused)
         for parameter, count in zip(self.parameters, counts, strict=True):

@@ -167,8 +167,8 @@ def log_mfu(loop: TrainingLoop, *, tf32: bool) -> None:
     outline, loop.engine.outline = loop.engine.outline, None
     if outline is None:
         return
-    flops_per_token, told = count_flops_per_token(loop, outline)
-    loop.console.say(told)
+    flops_per_token, line = count_flops_per_token(loop, outline)
+    loop.console.say(line)
     peak_rate = _find_peak_rate(loop.accelerator, outline.model, tf32=tf32)
     if flops_per_token is not None and peak_rate is not None:
         loop.record.log_mfu(flops_per_token, peak_rate=peak_rate)

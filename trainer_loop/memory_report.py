@@ -45,9 +45,9 @@ def describe_memory(loop: TrainingLoop, outline: Outline, sharding: ShardingPlan
     device = name_device(loop.accelerator.device)
     rehearsal = _Rehearsal(loop, outline, [microbatch.to(device).batch for microbatch in microbatches])
     plans = _plan(rehearsal, sharding, accumulates=accumulates)
-    told = " and ".join(map(_describe, microbatches))
+    sizes = " and ".join(map(_describe, microbatches))
     return [
-        f"memory of a process, with a microbatch of {told}:",
+        f"memory of a process, with a microbatch of {sizes}:",
         *(f"  {line}" for line in draw_table(plans)),
         *rehearsal.notes,
         *_compare_with_device(plans, loop.accelerator.device),
@@ -218,5 +218,5 @@ def _compare_with_device(plans: Mapping[str, MemoryPlan], device: torch.device) 
     if device.type != "cuda":
         return []
     size = torch.cuda.get_device_properties(device).total_memory
-    told = "; ".join(f"{name}: {'fits' if plan.peak < size else 'does not fit'}" for name, plan in plans.items())
-    return [f"memory of the device: {size / 1e9:,.1f} GB; {told}"]
+    fits = "; ".join(f"{name}: {'fits' if plan.peak < size else 'does not fit'}" for name, plan in plans.items())
+    return [f"memory of the device: {size / 1e9:,.1f} GB; {fits}"]

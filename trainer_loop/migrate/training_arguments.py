@@ -7,6 +7,7 @@ those that belong together; what no function has taken is copied, or told as a n
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -130,7 +131,7 @@ class Arguments:
     def _is_default(self, name: str, value: object) -> bool:
         default, written = self._defaults.get(name), _WRITTEN_DEFAULTS.get(name)
         if isinstance(value, dict) and isinstance(written, dict):
-            return all(part in written and written[part] == said for part, said in value.items())
+            return all(part in written and written[part] == given for part, given in value.items())
         if name in _WRITTEN_DEFAULTS and value == written:
             return True
         return value == default or (_is_empty(value) and _is_empty(default))
@@ -150,8 +151,8 @@ def translate(arguments: Arguments) -> tuple[list[Setting], list[Note]]:
     notes: list[Note] = []
     problems = Problems()
     for group in _GROUPS:
-        for told in problems.collect("", list, group(arguments)) or ():
-            settings.append(told) if isinstance(told, Setting) else notes.append(told)
+        for item in problems.collect("", list, group(arguments)) or ():
+            settings.append(item) if isinstance(item, Setting) else notes.append(item)
     problems.refuse()
     taken = {name for setting in settings for name in setting.names} | {note.name for note in notes}
     for name in arguments.changed():
@@ -178,8 +179,8 @@ def _one_per_key(settings: list[Setting], notes: list[Note]) -> list[Setting]:
         if first.value == setting.value:
             by_key[setting.key] = first._replace(names=(*first.names, *setting.names))
         else:
-            told = f"{setting.key} is {shown(first.value)} already, by {', '.join(first.names)}"
-            notes += [Note(name, told) for name in setting.names]
+            reason = f"{setting.key} is {shown(first.value)} already, by {', '.join(first.names)}"
+            notes += [Note(name, reason) for name in setting.names]
     return [by_key[key] for key in KEYS if key in by_key]
 
 
@@ -272,8 +273,9 @@ _DEEPSPEED_STAGES = {0: "none", 1: "zero2", 2: "zero2", 3: "full"}
 
 
 def _sharding(a: Arguments) -> Iterator[Setting | Note]:
+    details = a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap")
     if names := a.changed("fsdp"):
-        words = str(a["fsdp"]).replace("[", " ").replace("]", " ").replace(",", " ").replace("'", " ").split()
+        words = re.findall(r"[^\[\],' ]+", str(a["fsdp"]))
         chosen = next((word.upper() for word in words if word.upper() in FSDP_STRATEGIES), "FULL_SHARD")
         values = dict(FSDP_STRATEGIES[chosen])
         if _read_fsdp_config(a).get("reshard_after_forward") is False:
@@ -281,10 +283,10 @@ def _sharding(a: Arguments) -> Iterator[Setting | Note]:
         yield from (Setting(f"parallel.{key}", value, names) for key, value in values.items())
         if "offload" in words and values["shard"] != "none":
             yield Setting("parallel.offload", "weights", names)
-    for name in a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap") if not a.changed("fsdp") else ():
-        yield Note(name, "Trainer does not read it without fsdp either")
-    if a.changed("fsdp") and (names := a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap")):
-        yield from _fsdp_config(a, names)
+        if details:
+            yield from _fsdp_config(a, details)
+    else:
+        yield from (Note(name, "Trainer does not read it without fsdp either") for name in details)
     if a.changed("deepspeed"):
         yield from _deepspeed(a)
 
@@ -335,8 +337,8 @@ def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
 
     adam = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
     read = {name for argument in chosen.adam for name in adam[argument]}
-    told = a.changed("adam_beta1", "adam_beta2", "adam_epsilon")
-    for name in told:
+    given = a.changed("adam_beta1", "adam_beta2", "adam_epsilon")
+    for name in given:
         if name not in read:
             yield Note(name, f"Trainer's {a['optim']} does not read it either")
     optim_args = _read_optim_args(a["optim_args"] or "")
@@ -345,7 +347,7 @@ def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
             yield Note("optim_args", f"Trainer's {a['optim']} does not read {name}; see optimizer.args")
     args: dict[str, object] = dict(chosen.args)
     # AdamW's own defaults are those of TrainingArguments.
-    for argument in chosen.adam if chosen is not ADAMW or told else ():
+    for argument in chosen.adam if chosen is not ADAMW or given else ():
         values = [a[name] for name in adam[argument]]
         args[argument] = values if argument == "betas" else values[0]
     args |= {name: value for name, value in optim_args.items() if name in chosen.takes}
@@ -355,7 +357,7 @@ def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
     if a["optim"] in ("schedule_free_adamw", "schedule_free_sgd") and a["warmup_steps"] >= 1:
         args["warmup_steps"] = int(a["warmup_steps"])
     if args:
-        names = (*(name for name in told if name in read), *a.changed("optim_args"))
+        names = (*(name for name in given if name in read), *a.changed("optim_args"))
         yield Setting("optimizer.args", args, names or a.changed("optim"))
 
 

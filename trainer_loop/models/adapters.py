@@ -193,8 +193,8 @@ def merge_adapter(model: nn.Module, *, place: str, remedy: str = "") -> nn.Modul
     try:
         merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, ValueError) as error:
-        told = "; ".join(filter(None, (in_one_line(error), remedy)))
-        raise UserError(f"{place}: this adapter cannot be merged: {told}") from error
+        reason = "; ".join(filter(None, (in_one_line(error), remedy)))
+        raise UserError(f"{place}: this adapter cannot be merged: {reason}") from error
     return merged
 
 
@@ -350,8 +350,8 @@ def load_adapted_model(
     except Exception as error:  # for unknown files peft and transformers may raise anything
         if is_out_of_memory(error):
             raise
-        told = f"{type(error).__name__}: {in_one_line(error)}"
-        raise UserError(f"{model_dir} is an adapter, and cannot be loaded into its model: {told}") from error
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        raise UserError(f"{model_dir} is an adapter, and cannot be loaded into its model: {reason}") from error
     lacking = {*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])}
     if missing := _find_unsaved(adapted, model_dir, lacking):
         raise UserError(
@@ -365,13 +365,13 @@ def _find_base(name: str, model_dir: Path) -> str:
     """The directory or hub id of the base model of an adapter."""
     if not looks_like_path(name) and not Path(name).exists():
         return name  # a hub id
+    place = f"{model_dir} is an adapter beside the model {name}"
     if not Path(name).is_dir():
         raise UserError(
-            f"{model_dir} is an adapter beside the model {name}, which is not there; put it back, or write its new "
-            f"place into base_model_name_or_path of {model_dir / ADAPTER_CONFIG}"
+            f"{place}, which is not there; put it back, or write its new place into base_model_name_or_path of "
+            f"{model_dir / ADAPTER_CONFIG}"
         )
-    told = f"{model_dir} is an adapter beside the model {name}"
-    refuse([f"{told}: {problem}" for problem in check_weight_files(Path(name))])
+    refuse([f"{place}: {problem}" for problem in check_weight_files(Path(name))])
     return name
 
 

@@ -222,13 +222,12 @@ class ModelPlan:
         is_regression = task.problem_type == "regression"
         count = len(label_names) if label_names is not None else 1 if is_regression else None
         if count is not None and num_labels not in (None, count):
-            decides = (
-                f"the data has {count} classes, which decide; leave it out, and name classes that have no rows in "
-            )
-            decides += "data.label_names"
             if is_regression:
                 numbers = "one number is" if label_names is None else f"{count} numbers are"
                 decides = f"{numbers} predicted; leave it out"
+            else:
+                remedy = "leave it out, and name classes that have no rows in data.label_names"
+                decides = f"the data has {count} classes, which decide; {remedy}"
             problems.append(f"model.overrides.num_labels: {num_labels}, but {decides}")
         problems += [
             f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"

@@ -59,14 +59,14 @@ def translate_fsdp(environment: Mapping[str, str]) -> TranslatedFile | None:
         values["layers"] = [name.strip() for name in layers.split(",")]
     if environment.get("FSDP_OFFLOAD_PARAMS") == "true" and values["shard"] != "none":
         values["offload"] = "weights"
-    told = " ".join(f"parallel.{key}={_spell(value)}" for key, value in values.items())
+    keys = " ".join(f"parallel.{key}={_spell(value)}" for key, value in values.items())
     lost = [f"{name}={value}" for name, value in _WITHOUT_COUNTERPART.items() if environment.get(name) == value]
     remedies = [
         f"set {key} for {name}={value}" for name, (value, key) in _REMEDIES.items() if environment.get(name) == value
     ]
     notice = "; ".join(
         [
-            f"accelerate's FSDP file means {told}",
+            f"accelerate's FSDP file means {keys}",
             *remedies,
             *([f"without counterpart: {', '.join(lost)}"] if lost else []),
         ]

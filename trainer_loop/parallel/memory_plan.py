@@ -176,14 +176,11 @@ def count_bytes(
         dtype: their type while they are counted; None: their own.
         padded: count all parts, each as long as the first.
     """
-    times = num_parts if padded else 1
-    return sum(count_one(tensor, num_parts, dtype) * times for tensor in tensors)
-
-
-def count_one(tensor: Tensor, num_parts: int = 1, dtype: torch.dtype | None = None) -> int:
-    """Bytes of one tensor, see `count_bytes`."""
-    rows, *others = tensor.shape or (1,)
-    return math.ceil(rows / num_parts) * math.prod(others) * (dtype or tensor.dtype).itemsize
+    total = 0
+    for tensor in tensors:
+        rows, *others = tensor.shape or (1,)
+        total += math.ceil(rows / num_parts) * math.prod(others) * (dtype or tensor.dtype).itemsize
+    return total * (num_parts if padded else 1)
 
 
 def count_missing_state(optimizer: Optimizer) -> int:

@@ -310,8 +310,8 @@ def find_lost_processes(error: BaseException) -> UserError | None:
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
-    told = str(error)
-    of_gloo = isinstance(error, RuntimeError) and _GLOO.match(told) is not None
+    message = str(error)
+    of_gloo = isinstance(error, RuntimeError) and _GLOO.match(message) is not None
     if not of_gloo and not isinstance(error, dist.DistError):
         return None
     answers: list[str | UserError] = []
@@ -321,7 +321,8 @@ def find_lost_processes(error: BaseException) -> UserError | None:
     who = answers[0] if answers else _STORE_LOST
     if isinstance(who, UserError):
         return who
-    cause = told.rpartition("] ")[2] if told.startswith("[") else told  # gloo's begin with a position in its C++ code
+    # Messages of gloo begin with a position in its C++ code.
+    cause = message.rpartition("] ")[2] if message.startswith("[") else message
     short = in_one_line(RuntimeError(cause), at_most=120)
     return ProcessLost(f"{who} ({short}); the same command goes on from the last checkpoint")
 

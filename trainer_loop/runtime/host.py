@@ -37,8 +37,8 @@ def expand_home(path: str | Path, *, place: str = "") -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        told = f"{path}: there is no such home directory; write the path out"
-        raise UserError(f"{place}: {told}" if place else told) from error
+        message = f"{path}: there is no such home directory; write the path out"
+        raise UserError(f"{place}: {message}" if place else message) from error
 
 
 def expect_many_shapes() -> None:
