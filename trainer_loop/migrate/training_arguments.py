@@ -19,7 +19,7 @@ from trainer_loop.config.values import shown
 from trainer_loop.config.yaml_core import core_tag, plain
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.migrate.trainer_optimizers import ADAMW, ADEMAMIX_TAKES, OPTIMIZERS
-from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS, with_note
+from trainer_loop.migrate.translations import NOT_NEEDED, TASK_ARGUMENTS, TRANSLATIONS, with_note
 from trainer_loop.parallel.accelerate_file import FSDP_STRATEGIES
 
 
@@ -69,29 +69,7 @@ RENAMED = {
 }
 # Switches of older versions -> the field of today, and its value where they were true.
 _SWITCHES = {"adafactor": ("optim", "adafactor"), "evaluate_during_training": ("eval_strategy", "steps")}
-
-# Tasks, by arguments that only their example scripts have -> the argument of the task, where it has one; `fim.rate` is
-# the entry `rate` of the argument `fim`.
-_SCRIPTS: dict[str, dict[str, str | None]] = {
-    "sequence_regression": {"do_regression": None},
-    "question_answering": {
-        "doc_stride": "stride",
-        "max_answer_length": "max_answer_tokens",
-        "version_2_with_negative": "null_answers",
-        "null_score_diff_threshold": "null_threshold",
-    },
-    "seq2seq": {"source_prefix": "prefix", "max_target_length": "max_target_length", "summary_column": None},
-    "masked_lm": {"mlm_probability": "mask_probability", "line_by_line": "join_texts"},
-    "causal_lm": {
-        "block_size": None,
-        "fim_rate": "fim.rate",
-        "fim_spm_rate": "fim.spm_rate",
-        "fim_prefix_token": "fim.prefix_token",
-        "fim_suffix_token": "fim.suffix_token",
-        "fim_middle_token": "fim.middle_token",
-    },
-    "image_classification": {"image_column_name": None, "train_val_split": None},
-}
+_ARGUMENT = re.compile(r"\{(\w+): (?:\{(\w+):)?")  # of a task, and its entry: `fim` and `rate` of `{fim: {rate: 0.5}}`
 
 
 class Arguments:
@@ -213,25 +191,22 @@ def _columns(a: Arguments) -> Iterator[Setting | Note]:
 
 def _task(a: Arguments) -> Iterator[Setting | Note]:
     """The task whose script has such arguments, and its own arguments."""
-    for task, names in _SCRIPTS.items():
-        given = a.changed(*names)
+    for task in dict.fromkeys(task for task, _ in TASK_ARGUMENTS.values()):
+        given = a.changed(*(name for name, (of, _) in TASK_ARGUMENTS.items() if of == task))
         args: dict[str, Any] = {}
         for name in given:
-            argument, _, entry = (names[name] or "").partition(".")
-            if entry:
-                args.setdefault(argument, {})[entry] = a[name]
-            elif argument:
-                args[argument] = a[name]
-        if "join_texts" in args:
-            args["join_texts"] = not args["join_texts"]
+            if example := _ARGUMENT.match(TASK_ARGUMENTS[name][1]):
+                argument, entry = example.groups()
+                value = not a[name] if argument == "join_texts" else a[name]
+                args |= {argument: {**args.get(argument, {}), entry: value} if entry else value}
         if given:
             yield Setting("task.name", task, given)
-        for name in given:  # which have a key of their own besides
-            key, difference = TRANSLATIONS[name]
-            if names[name] is None and not difference:
-                yield Setting(key, a[name], (name,))
         if args:
-            yield Setting("task.args", args, tuple(name for name in given if names[name] is not None))
+            yield Setting("task.args", args, tuple(name for name in given if TASK_ARGUMENTS[name][1]))
+        for name in given:
+            key, difference = TRANSLATIONS[name]
+            if not TASK_ARGUMENTS[name][1] and not difference:
+                yield Setting(key, a[name], (name,))
 
 
 def _batch(a: Arguments) -> Iterator[Setting | Note]:
