@@ -27,7 +27,7 @@ from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.adapters import is_adapter, load_adapted_model
 from trainer_loop.models.config import count_tabled_positions, count_tokens, find_text_config
-from trainer_loop.models.trials import LONGER, can_answer, make_rows, try_padding
+from trainer_loop.models.trials import LONGER, make_answerable_rows, try_padding
 from trainer_loop.models.weight_files import check_weight_files
 from trainer_loop.parallel.row_outputs import RowOutputs
 from trainer_loop.record.export import ExportRecord
@@ -112,12 +112,9 @@ class Predictor:
         return self.task.fit_positions(count_tabled_positions(self.model))
 
     def _choose_padding_side(self) -> None:
-        rows = make_rows(self.task, self.model, max_length=self.max_length)
-        if not rows:
-            return
-        if not can_answer(self.model, self.task, rows[:1]):
-            rows = make_rows(self.task, self.model, max_length=self.max_length, lengths=LONGER)
-        self.task.use_padding(try_padding(self.model, self.task, rows).side)
+        rows = make_answerable_rows(self.task, self.model, max_length=self.max_length, longer=LONGER)
+        if rows:
+            self.task.use_padding(try_padding(self.model, self.task, rows).side)
 
     @property
     def label_names(self) -> list[str]:

@@ -64,6 +64,16 @@ def make_rows(
     return [row for length in tried for row in make_row(task, length, max_length=max_length)]
 
 
+def make_answerable_rows(
+    task: Task, model: nn.Module, *, max_length: int, longer: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Such rows, of these longer lengths where the model cannot answer short ones."""
+    rows = make_rows(task, model, max_length=max_length)
+    if not rows or can_answer(model, task, rows[:1]):
+        return rows
+    return make_rows(task, model, max_length=max_length, lengths=longer)
+
+
 def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]]:
     """A row of about `length` tokens in a list; an empty list if the task makes no row of such a text."""
     tokenizer = task.tokenizer
