@@ -149,34 +149,30 @@ def _plan(rehearsal: _Rehearsal, sharding: ShardingPlan, *, accumulates: bool) -
     held = split(outline, sharding.layers, knows_state=update is not None)
     adds_up = accumulates or num_processes > 1
     activations = rehearsal.measure_passes(has_gradients=adds_up)
-    whole = plan_whole(
-        held, num_processes=num_processes, accumulates=accumulates, activations=activations, update=update or 0
-    )
-    plans = {_name("none", num_processes): whole}
+    whole = plan_whole(held, num_processes=num_processes, accumulates=accumulates)
+    plans = {_name("none", num_processes): replace(whole, activations=activations, update=update or 0)}
     try:
         check_optimizer_class(type(outline.optimizer))
     except UserError as error:
         rehearsal.notes += error.problems
         return plans
     launched = _PROCESSES if num_processes == 1 else num_processes
+    num_parts = launched // (sharding.num_replicas if num_processes > 1 else 1)
     common: dict[str, Any] = {
-        "num_parts": launched // (sharding.num_replicas if num_processes > 1 else 1),
+        "num_parts": num_parts,
         "accumulates": accumulates,
         "reduce_dtype": sharding.gradient_type,
-        "update": update or 0,
     }
+    update = (update or 0) // num_parts
     if not adds_up:
         activations = rehearsal.measure_passes(has_gradients=True)
-    zero2 = plan_zero2(held, **common, activations=activations)
+    zero2 = replace(plan_zero2(held, **common), activations=activations, update=update)
     cast_to = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    full, full_once = (
-        plan_full(held, **common, cast_to=cast_to, keeps_gradients=keeps, activations=activations)
-        for keeps in (False, True)
-    )
+    full, full_once = (plan_full(held, **common, cast_to=cast_to, keeps_gradients=keeps) for keeps in (False, True))
     if cast_to is not None:
         outline.cast_weights(cast_to)  # those of `held` too
         activations = rehearsal.measure_passes(has_gradients=True)
-        full, full_once = (replace(plan, activations=activations) for plan in (full, full_once))
+    full, full_once = (replace(plan, activations=activations, update=update) for plan in (full, full_once))
     if sharding.offloads:
         zero2, full_once = (offload(plan, keeps_gradients=True) for plan in (zero2, full_once))
         full = offload(full, keeps_gradients=False)

@@ -41,7 +41,7 @@ class Held:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on a process, by what they are for. None: unknown."""
+    """Bytes on a process, by what they are for. None: unknown. What is measured, passes and updates, is added later."""
 
     weights: int  # that the process keeps, as the optimizer state and the averages
     optimizer: int | None
@@ -62,9 +62,7 @@ class MemoryPlan:
         return kept + max(in_pass, self.gradients + self.gathered + self.exchange, self.gradients + self.update)
 
 
-def plan_whole(
-    held: Held, *, num_processes: int, accumulates: bool, activations: int | None = 0, update: int = 0
-) -> MemoryPlan:
+def plan_whole(held: Held, *, num_processes: int, accumulates: bool) -> MemoryPlan:
     """Every process has the whole model. accumulates: some steps have several microbatches on a process."""
     kept = _keep(held)
     # DistributedDataParallel keeps buckets, in which gradients lie; those that are added up lie beside them first.
@@ -73,20 +71,10 @@ def plan_whole(
         **kept,
         waiting=kept["gradients"] + buckets if accumulates else buckets,
         exchange=buckets if accumulates else 0,
-        activations=activations,
-        update=update,
     )
 
 
-def plan_zero2(
-    held: Held,
-    *,
-    num_parts: int,
-    accumulates: bool,
-    reduce_dtype: torch.dtype,
-    activations: int | None = 0,
-    update: int = 0,
-) -> MemoryPlan:
+def plan_zero2(held: Held, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
     """Every process has a part of everything, and in a step the whole weights and gradients."""
     buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
     return MemoryPlan(
@@ -94,8 +82,6 @@ def plan_zero2(
         waiting=count_bytes(_learning(held.weights), dtype=reduce_dtype) if accumulates else 0,
         gathered=count_bytes(held.weights, num_parts, padded=True),
         exchange=count_bytes(_learning(held.rest)) + buffer,
-        activations=activations,
-        update=update // num_parts,
     )
 
 
@@ -107,8 +93,6 @@ def plan_full(
     cast_to: torch.dtype | None,
     reduce_dtype: torch.dtype,
     keeps_gradients: bool = False,
-    activations: int | None = 0,
-    update: int = 0,
 ) -> MemoryPlan:
     """Every process has a part of everything, and in a pass the weights of two layers and of the rest.
 
@@ -125,8 +109,6 @@ def plan_full(
         waiting=earlier if accumulates else 0,
         gathered=2 * layer + count_bytes(held.rest, num_parts, dtype=cast_to, padded=True),
         exchange=count_bytes(_learning(held.rest), dtype=cast_to) + buffer,
-        activations=activations,
-        update=update // num_parts,
     )
 
 
