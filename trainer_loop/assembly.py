@@ -28,7 +28,6 @@ from trainer_loop.loaders import ConfiguredData, make_evaluation_loader, make_tr
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.models.loading import describe_frozen
-from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.options import LoopOptions
 from trainer_loop.outputs import ConfiguredOutput
 from trainer_loop.parallel.accelerate_file import take_over_fsdp
@@ -96,7 +95,7 @@ def build(
         plan, accelerator, console, num_steps=num_steps, make_optimizer=optimizer, preemption=preemption
     )
     _warn_of_unheeded(plan, console)
-    run_facts |= _describe_what_learns(engine.bare_model, engine.groups) | _name_given(overrides, engine)
+    run_facts |= _describe_parts(plan, engine)
     evaluator = _make_evaluator(plan, engine, console, stopwatch)
     if plan.task.refers:
         plan = _add_references(plan, evaluator, console, train_loader)
@@ -239,17 +238,16 @@ def _choose_options(plan: RunPlan, data: RunData, *, num_steps: int) -> LoopOpti
     )
 
 
-def _describe_what_learns(model: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, Any]:
-    """Which weights stand still, and until when."""
-    unfreezing = [group.unfreeze_at for group in groups if group.unfreeze_at]
-    frozen = describe_frozen(model)
-    return ({"unfreezing": unfreezing} if unfreezing else {}) | ({} if frozen is None else {"frozen_weights": frozen})
-
-
-def _name_given(overrides: Overrides, engine: Engine) -> dict[str, str]:
-    """The names of the optimizer and the task that were made in Python."""
-    optimizer = {"optimizer.name": full_name(type(engine.scheduler.optimizer))} if overrides.has_optimizer else {}
-    return optimizer if overrides.task is None else {**optimizer, "task.name": full_name(type(overrides.task))}
+def _describe_parts(plan: RunPlan, engine: Engine) -> dict[str, Any]:
+    """Which weights do not learn, or later; the names of the optimizer and the task that were made in Python."""
+    overrides = plan.overrides
+    facts = {
+        "unfreezing": [group.unfreeze_at for group in engine.groups if group.unfreeze_at] or None,
+        "frozen_weights": describe_frozen(engine.bare_model),
+        "optimizer.name": full_name(type(engine.scheduler.optimizer)) if overrides.has_optimizer else None,
+        "task.name": None if overrides.task is None else full_name(type(overrides.task)),
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 def _warn_of_unheeded(plan: RunPlan, console: Console) -> None:
