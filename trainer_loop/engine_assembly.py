@@ -53,7 +53,7 @@ def make_engine(
     with memory or nullcontext():
         model, calls = _make_model(plan, accelerator, console)
 
-    def let_learn(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
+    def add_optimizer(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
         with under("optimizer."):
             groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
         if make_optimizer is not None:
@@ -62,13 +62,13 @@ def make_engine(
 
     outline = None
     if config.dry_run:
-        outline = _outline(config, model, accelerator, console, let_learn)
+        outline = _outline(config, model, accelerator, console, add_optimizer)
     elif _find_peak_rate(accelerator, model, tf32=config.train.tf32) is not None:
         outline = _outline(config, model, accelerator, console)
     sharded = _shard_model(plan, model, accelerator, console, memory)
     if memory is not None and accelerator.device.type == "cpu":
         keep_freed_memory()
-    groups, optimizer = let_learn(model)
+    groups, optimizer = add_optimizer(model)
     scheduler = plan.scheduler.make(optimizer, num_steps=num_steps)
     if follows_metric(scheduler) and (config.evaluate.every == "never" or not plan.inputs.has_validation):
         raise UserError(
@@ -101,7 +101,7 @@ def _make_model(plan: RunPlan, accelerator: Accelerator, console: Console) -> tu
     The names are empty where they are not known.
     """
     config, inputs = plan.config, plan.inputs
-    compiles = config.model.compile and not _is_spread(plan, accelerator)
+    compiles = config.model.compile and not _is_sharded(plan, accelerator)
     if plan.task.auto_model is None:
         model = plan.model.given
         if model is None:
@@ -134,19 +134,19 @@ def _outline(
     model: nn.Module,
     accelerator: Accelerator,
     console: Console,
-    let_learn: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
+    add_optimizer: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
 ) -> Outline | None:
-    """The model without numbers, and for the memory plan of a dry run, which has `let_learn`, what learns with it."""
+    """The model without numbers, and for the memory plan of a dry run, which has `add_optimizer`, what learns with it."""
     try:
         outline = outline_model(model, accelerator.device)
-        if let_learn is not None:
-            _, outline.optimizer = let_learn(outline.model)
+        if add_optimizer is not None:
+            _, outline.optimizer = add_optimizer(outline.model)
             averages = _make_averaged_weights(config, outline.model, outline.optimizer)
             outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
         outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
         accelerator._models.pop()  # it is not the one that is trained
     except Exception as error:  # noqa: BLE001 # of a model that cannot be copied, or of an optimizer that wants numbers
-        unknown = "model FLOPs" if let_learn is None else "memory of a step"
+        unknown = "model FLOPs" if add_optimizer is None else "memory of a step"
         console.warn(f"{unknown} unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}")
         return None
     return outline
@@ -191,7 +191,7 @@ def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) ->
     )
 
 
-def _is_spread(plan: RunPlan, accelerator: Accelerator) -> bool:
+def _is_sharded(plan: RunPlan, accelerator: Accelerator) -> bool:
     return plan.sharding.is_sharded and accelerator.num_processes > 1
 
 
@@ -203,7 +203,7 @@ def _shard_model(
     memory: what the model was made with.
     """
     sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
-    if not _is_spread(plan, accelerator):
+    if not _is_sharded(plan, accelerator):
         if sharding.is_sharded:
             console.warn(f"parallel.shard: {sharding.shard}: this is one process, so it holds the whole model")
         return None

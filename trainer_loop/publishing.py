@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from torch.utils._pytree import tree_map
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
@@ -245,13 +246,9 @@ def _list_settings(plan: RunPlan, record: ExportRecord) -> Iterator[tuple[str, A
     for name, value in values.items():
         is_told = name not in (*_ALWAYS_TOLD, *_NOT_TOLD) and name.partition(".")[0] in _SECTIONS
         if is_told and value is not None and value != KEYS[name].default:
-            yield name, _hide_folders(value)
+            yield name, tree_map(_hide_folder, value)
 
 
-def _hide_folders(value: Any) -> Any:
-    """`bert` of `/home/me/bert`, at any depth: where a file lies here is of no use elsewhere."""
-    if isinstance(value, Mapping):
-        return {name: _hide_folders(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_hide_folders(item) for item in value]
+def _hide_folder(value: Any) -> Any:
+    """`bert` of `/home/me/bert`: where a file lies here is of no use elsewhere."""
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value

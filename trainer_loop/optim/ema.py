@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer_loop.parallel.sharding import Whole, copy_into, exchange, local_part
+from trainer_loop.parallel.sharding import WholeTensor, copy_into, local_part, swap_values
 
 
 class Ema:
@@ -34,15 +34,15 @@ class Ema:
         """Use the averaged weights as the weights of the model until the block ends."""
         trained = {}
         for name, weight in self._weights.items():
-            trained[name] = exchange(weight, self._averages[name].to(weight.dtype))
+            trained[name] = swap_values(weight, self._averages[name].to(weight.dtype))
         try:
             yield
         finally:
             for name, weight in self._weights.items():
-                exchange(weight, trained[name])
+                swap_values(weight, trained[name])
 
     @torch.no_grad()
-    def copy_to_model(self, averaged_weights: Mapping[str, Whole] | None = None) -> None:
+    def copy_to_model(self, averaged_weights: Mapping[str, WholeTensor] | None = None) -> None:
         """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
         if averaged_weights is not None:
             self.load_state_dict(averaged_weights)
@@ -60,7 +60,7 @@ class Ema:
         return dict(self._averages)
 
     @torch.no_grad()
-    def load_state_dict(self, averaged_weights: Mapping[str, Whole]) -> None:
+    def load_state_dict(self, averaged_weights: Mapping[str, WholeTensor]) -> None:
         """Load averaged weights; KeyError or ValueError where they belong to another model."""
         for name, average in self._averages.items():
             copy_into(average, averaged_weights[name])

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer_loop.parallel.sharding import Whole, copy_into
+from trainer_loop.parallel.sharding import WholeTensor, copy_into
 
 
 def is_schedule_free(optimizer: Any) -> bool:
@@ -45,7 +45,7 @@ class ScheduleFreeAverages:
             self._optimizer.train()
             self._set(trained)
 
-    def copy_to_model(self, averaged_weights: Mapping[str, Whole] | None = None) -> None:
+    def copy_to_model(self, averaged_weights: Mapping[str, WholeTensor] | None = None) -> None:
         """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
         self._for_good = True
         if averaged_weights is None:
@@ -53,7 +53,7 @@ class ScheduleFreeAverages:
         else:
             self._set(averaged_weights)
 
-    def _set(self, weights: Mapping[str, Whole]) -> None:
+    def _set(self, weights: Mapping[str, WholeTensor]) -> None:
         for name, weight in self._weights.items():
             copy_into(weight, weights[name])
 
@@ -62,7 +62,7 @@ class ScheduleFreeAverages:
         with self.in_place():
             return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
-    def load_state_dict(self, averaged_weights: Mapping[str, Whole]) -> None:
+    def load_state_dict(self, averaged_weights: Mapping[str, WholeTensor]) -> None:
         """Does nothing: the averages follow from the weights and the optimizer state."""
 
     def restart(self) -> None:

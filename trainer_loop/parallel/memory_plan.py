@@ -19,7 +19,7 @@ from trainer_loop.runtime.outline import Outline, update
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldTensors:
     """What a process holds without shards, as tensors of any kind that have a shape and a type.
 
     Args:
@@ -62,7 +62,7 @@ class MemoryPlan:
         return kept + max(in_pass, self.gradients + self.gathered + self.exchange, self.gradients + self.update)
 
 
-def plan_whole(held: Held, *, num_processes: int, accumulates: bool) -> MemoryPlan:
+def plan_whole(held: HeldTensors, *, num_processes: int, accumulates: bool) -> MemoryPlan:
     """Every process has the whole model. accumulates: some steps have several microbatches on a process."""
     kept = _keep(held)
     # DistributedDataParallel keeps buckets, in which gradients lie; those that are added up lie beside them first.
@@ -74,7 +74,7 @@ def plan_whole(held: Held, *, num_processes: int, accumulates: bool) -> MemoryPl
     )
 
 
-def plan_zero2(held: Held, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
+def plan_zero2(held: HeldTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
     """Every process has a part of everything, and in a step the whole weights and gradients."""
     buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
     return MemoryPlan(
@@ -86,7 +86,7 @@ def plan_zero2(held: Held, *, num_parts: int, accumulates: bool, reduce_dtype: t
 
 
 def plan_full(
-    held: Held,
+    held: HeldTensors,
     *,
     num_parts: int,
     accumulates: bool,
@@ -130,7 +130,7 @@ def offload(plan: MemoryPlan, *, keeps_gradients: bool) -> MemoryPlan:
     )
 
 
-def _keep(held: Held, num_parts: int = 1) -> dict[str, Any]:
+def _keep(held: HeldTensors, num_parts: int = 1) -> dict[str, Any]:
     return {
         "weights": count_bytes(held.weights, num_parts),
         "optimizer": None if held.state is None else count_bytes(held.state, num_parts),
@@ -143,7 +143,7 @@ def _learning(weights: Iterable[Tensor]) -> list[Tensor]:
     return [weight for weight in weights if weight.requires_grad]
 
 
-def _largest(held: Held) -> Sequence[Tensor]:
+def _largest(held: HeldTensors) -> Sequence[Tensor]:
     """The weights that learn of the group that has most of them."""
     return max(map(_learning, (*held.layers, held.rest)), key=count_bytes)
 

@@ -308,7 +308,7 @@ def find_lost_processes(error: BaseException) -> UserError | None:
     It is the fault that this process announced. Else every running process announces itself in the store, and the
     report names those that do not within a few seconds.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_initialized():
         return None
     message = str(error)
     of_gloo = isinstance(error, RuntimeError) and _GLOO.match(message) is not None
@@ -350,5 +350,5 @@ _STORE_LOST = "process 0, or its machine, no longer answers"  # process 0, or th
 def leave_process_group() -> None:
     """Leave the process group before the process ends, in every case: otherwise gloo aborts the process."""
     _host_group.cache_clear()
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()

@@ -357,7 +357,7 @@ def _set_parts(model: nn.Module, parts: dict[str, Tensor]) -> None:
 # ---------------------------------------------------------------------------------------------- tensors and their parts
 
 
-class Whole(Protocol):
+class WholeTensor(Protocol):
     """A tensor, or a tensor of files that is read in parts."""
 
     @property
@@ -397,7 +397,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def take_part(whole: Whole, like: DTensor) -> Tensor:
+def take_part(whole: WholeTensor, like: DTensor) -> Tensor:
     """The part of a whole tensor that this process has of `like`."""
     shape, begins = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
     place = tuple(slice(begin, begin + size) for begin, size in zip(begins, shape, strict=True))
@@ -405,14 +405,14 @@ def take_part(whole: Whole, like: DTensor) -> Tensor:
 
 
 @torch.no_grad()
-def copy_into(target: Tensor, whole: Whole) -> None:
+def copy_into(target: Tensor, whole: WholeTensor) -> None:
     """Set a tensor, or the part that this process has of it, to what it is in a whole one of the same shape."""
     if whole.shape != target.shape:
         raise ValueError(f"a tensor of shape {list(whole.shape)} is given, and one of {list(target.shape)} is needed")
     local_part(target).copy_(take_part(whole, target) if isinstance(target, DTensor) else whole[...])
 
 
-def as_part(whole: Whole, like: Tensor) -> Tensor:
+def as_part(whole: WholeTensor, like: Tensor) -> Tensor:
     """A whole tensor, spread over the processes as `like` is; itself where that is a plain tensor."""
     if not isinstance(like, DTensor):
         return whole if isinstance(whole, Tensor) else whole[...].clone()
@@ -426,7 +426,7 @@ def _as_whole(part: Tensor, like: DTensor) -> DTensor:
 
 
 @torch.no_grad()
-def exchange(weight: nn.Parameter, values: Tensor) -> Tensor:
+def swap_values(weight: nn.Parameter, values: Tensor) -> Tensor:
     """Give a parameter other values, spread alike; returns those that it had."""
     before = weight.detach()
     if isinstance(weight, DTensor):  # what `fully_shard` gathers is not what `data` would be set to

@@ -84,9 +84,9 @@ def measure_pass(outline: Outline, loss_of: Callable[[], Tensor], *, has_gradien
             weight.grad = torch.empty_like(weight) if has_gradients and weight.requires_grad else None
     device_type = weights[0].device.type
     # As in a step, what autocast makes of the weights stays until the end.
-    with Watch(outline.fakes) as watch, torch.autocast(device_type, enabled=False):
+    with MemoryCounter(outline.fakes) as counter, torch.autocast(device_type, enabled=False):
         loss_of().backward()
-    return watch.peak
+    return counter.peak
 
 
 def count_flops(outline: Outline, loss_of: Callable[[], Tensor]) -> int:
@@ -97,7 +97,7 @@ def count_flops(outline: Outline, loss_of: Callable[[], Tensor]) -> int:
     Args:
         loss_of: calls the model of the outline.
     """
-    with Watch(outline.fakes):
+    with MemoryCounter(outline.fakes):
         loss_of()  # what is done once, such as looking for the head, does not count
         with FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED) as counter:
             loss_of()
@@ -116,12 +116,12 @@ def update(outline: Outline) -> int:
     with outline.fakes:
         for weight in outline.model.parameters():
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None
-    with Watch(outline.fakes) as watch:
+    with MemoryCounter(outline.fakes) as counter:
         outline.optimizer.step()
-    return watch.peak
+    return counter.peak
 
 
-class Watch(TorchDispatchMode):
+class MemoryCounter(TorchDispatchMode):
     """Counts the bytes of tensors that are made in its block. `peak`: the most that were alive at once.
 
     Args:
