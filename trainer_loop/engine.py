@@ -133,8 +133,12 @@ class Engine:
         max_tokens: padded tokens of a microbatch at most, for the message.
         """
         self._is_reducing = self._is_out_of_memory = False
+        # What autocast makes of the weights in one microbatch serves the others too. Not for a sharded model: gradients
+        # would come through nodes of the first microbatch, which autograd visits last, after they were exchanged.
+        device_type = self.accelerator.device.type
+        keeping_casts = nullcontext() if self.sharded is not None else torch.autocast(device_type, enabled=False)
         try:
-            with self._keeping_cast_weights():
+            with keeping_casts:
                 yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -149,16 +153,6 @@ class Engine:
                 announce_fault(self.accelerator, fault)
                 raise UserError(fault) from error
             self._is_out_of_memory = True
-
-    def _keeping_cast_weights(self) -> AbstractContextManager[Any]:
-        """Within it, what autocast makes of the weights in one microbatch serves the others too.
-
-        Not for a sharded model: their gradients would come through nodes of the first microbatch, which autograd visits
-        last, after the gradients of the layer were exchanged.
-        """
-        if self.sharded is not None:
-            return nullcontext()
-        return torch.autocast(self.accelerator.device.type, enabled=False)
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[Any]:
         """Around one microbatch: gradients travel between processes once, in the backward pass of the last one."""

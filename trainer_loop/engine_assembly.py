@@ -136,7 +136,7 @@ def _outline(
     console: Console,
     add_optimizer: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
 ) -> Outline | None:
-    """The model without numbers, and for the memory plan of a dry run, which has `add_optimizer`, what learns with it."""
+    """The model without numbers; with `add_optimizer`, for the memory plan of a dry run, also what learns with it."""
     try:
         outline = outline_model(model, accelerator.device)
         if add_optimizer is not None:

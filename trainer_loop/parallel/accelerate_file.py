@@ -55,7 +55,7 @@ def translate_fsdp(environment: Mapping[str, str]) -> TranslatedFile | None:
         values["layers"] = [name.strip() for name in layers.split(",")]
     if environment.get("FSDP_OFFLOAD_PARAMS") == "true" and values["shard"] != "none":
         values["offload"] = "weights"
-    keys = " ".join(f"parallel.{key}={_spell(value)}" for key, value in values.items())
+    keys = " ".join(f"parallel.{key}={value}" for key, value in values.items()).replace("'", "")  # of names in a list
     notice = f"accelerate's FSDP file means {keys}"
     given = [f"{name}={value}" for name, value in environment.items()]
     if "FSDP_ACTIVATION_CHECKPOINTING=true" in given:
@@ -78,7 +78,3 @@ def _find_strategy(environment: Mapping[str, str]) -> dict[str, Any]:
             "in the file of accelerate, or parallel.shard"
         )
     return dict(FSDP_STRATEGIES[name])
-
-
-def _spell(value: Any) -> str:
-    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)

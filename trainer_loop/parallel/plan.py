@@ -44,8 +44,11 @@ class ShardingPlan:
 
     @property
     def num_replicas(self) -> int:
-        """Groups of processes that hold a copy of the model each."""
-        return _count_machines() if self.replicate == "auto" else int(self.replicate)
+        """Groups of processes that hold a copy of the model each; `auto` is one a machine."""
+        if self.replicate != "auto":
+            return int(self.replicate)
+        num_processes = count_launched_processes()
+        return max(1, num_processes // int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
 
     @property
     def gradient_type(self) -> torch.dtype:
@@ -95,11 +98,6 @@ class ShardingPlan:
         for key, value in vars(self).items():
             if value and value != getattr(ShardingPlan, key):
                 yield f"parallel.{key}: {value}: parallel.shard is none; set it to zero2 or full, or leave this key out"
-
-
-def _count_machines() -> int:
-    num_processes = count_launched_processes()
-    return max(1, num_processes // int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
 
 
 def changes_the_step(loop_class: type, base: type) -> bool:

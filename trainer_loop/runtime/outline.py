@@ -137,7 +137,8 @@ class MemoryCounter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if self.fakes is None or not (_are_fake(given) if given else _is_large(args, kwargs)):
+        are_fake = any(isinstance(tensor, FakeTensor) for tensor in given) if given else _is_large(args, kwargs)
+        if self.fakes is None or not are_fake:
             made = function(*args, **kwargs)
         elif function is torch.ops.aten.equal.default:
             return False  # nobody knows the numbers of both
@@ -164,10 +165,6 @@ class MemoryCounter(TorchDispatchMode):
         self._storages[number] = weakref.ref(storage, forget)
         self.alive += size
         self.peak = max(self.peak, self.alive)
-
-
-def _are_fake(tensors: Sequence[Tensor]) -> bool:
-    return any(isinstance(tensor, FakeTensor) for tensor in tensors)
 
 
 def _is_large(args: Any, kwargs: Any) -> bool:
