@@ -16,6 +16,7 @@ from trainer_loop.data.run_data import RunData
 from trainer_loop.errors import Preempted, UserError
 from trainer_loop.largest_shape import cut_until_it_fits, leaving_modules_alone
 from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
+from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.memory_plan import count_missing_state
@@ -27,7 +28,6 @@ from trainer_loop.parallel.processes import (
     sum_on_hosts,
 )
 from trainer_loop.parallel.sharding import ShardedModel, local_part
-from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.outline import Outline
 from trainer_loop.runtime.preempt import Preemption

@@ -17,9 +17,8 @@ from trainer_loop.loop import TrainingLoop
 from trainer_loop.memory_report import count_flops_per_token
 from trainer_loop.models.assemble import RowsToRead, assemble_model, make_plain_model
 from trainer_loop.models.config import drops_layers
-from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.averages import AveragedWeights, Ema, ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.groups import ParameterGroup
-from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.on_demand import MemoryOnDemand
 from trainer_loop.parallel.processes import assert_same_on_all_processes, send_from
@@ -241,7 +240,7 @@ def _make_profiler(
     )
 
 
-def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
+def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> AveragedWeights | None:
     """What is evaluated and exported in the place of the weights."""
     if is_schedule_free(optimizer):
         if config.ema.decay is not None:

@@ -17,10 +17,10 @@ from trainer_loop.errors import Preempted, UserError
 from trainer_loop.metrics.logged import LoggedMetrics
 from trainer_loop.metrics.meter import zero_sum
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
+from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.parallel.processes import announce, broadcast, sum_on_hosts, watch_for
 from trainer_loop.parallel.row_outputs import RowOutputs
 from trainer_loop.parallel.sharding import ShardedModel
-from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.logs import Console
 from trainer_loop.record.predictions import Sample, Scores
 from trainer_loop.record.run_output import RunOutput

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.parallel.sharding import copy_whole, is_sharded
 from trainer_loop.plan import RunPlan
 from trainer_loop.publishing import describe_model, gather_beside
-from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, copy_weights, export_model, write_files
 from trainer_loop.record.hub_access import push_command
 from trainer_loop.record.hub_push import Files, Pushed, gather_run, push_files

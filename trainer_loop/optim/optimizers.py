@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 from trainer_loop.components import check_arguments
 from trainer_loop.errors import UserError, refuse
+from trainer_loop.optim.averages import is_schedule_free
 from trainer_loop.optim.by_name import FromPackage, find_by_name
 from trainer_loop.optim.groups import GroupRule, ParameterGroup, check_patterns, freeze_parameters, make_groups
 from trainer_loop.optim.muon import MuonWithAdamW
-from trainer_loop.optim.schedule_free import is_schedule_free
 from trainer_loop.optim.schedules import count_steps
 from trainer_loop.parallel.sharding import FUSED_ON_PARTS, is_spread
 

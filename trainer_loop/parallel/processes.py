@@ -175,9 +175,7 @@ def _host_group(timeout: timedelta) -> "dist.ProcessGroup | None":
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
     """The value of process 0, on every process."""
-    if accelerator.num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
+    return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 def send_from(accelerator: Accelerator, tensor: Tensor, process: int) -> None:

@@ -1,7 +1,8 @@
-"""An exponential moving average of the weights, used in their place for evaluation and export."""
+"""Averages of the weights, which are evaluated and exported in their place."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,3 +69,66 @@ class Ema:
 
 def _widen(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def is_schedule_free(optimizer: Any) -> bool:
+    """Whether an optimizer has two sets of weights, like those of the package schedulefree."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+class ScheduleFreeAverages:
+    """The averages that a schedule-free optimizer keeps of the weights itself, with the interface of `Ema`.
+
+    The optimizer's `train` and `eval` switch between the trained and the averaged weights. This object begins with
+    `train`.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any):
+        self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._optimizer = optimizer
+        self._for_good = False
+        optimizer.train()
+
+    def update(self) -> None:
+        """Does nothing: the step of the optimizer updates the averages."""
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Use the averaged weights as the weights of the model until the block ends."""
+        if self._for_good:
+            yield
+            return
+        # Arithmetic back and forth would change bits, so the trained weights are restored from a copy.
+        trained = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._optimizer.eval()
+        try:
+            yield
+        finally:
+            self._optimizer.train()
+            self._set(trained)
+
+    def copy_to_model(self, averaged_weights: Mapping[str, WholeTensor] | None = None) -> None:
+        """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
+        self._for_good = True
+        if averaged_weights is None:
+            self._optimizer.eval()
+        else:
+            self._set(averaged_weights)
+
+    def _set(self, weights: Mapping[str, WholeTensor]) -> None:
+        for name, weight in self._weights.items():
+            copy_into(weight, weights[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of the averaged weights by the names of the parameters."""
+        with self.in_place():
+            return {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    def load_state_dict(self, averaged_weights: Mapping[str, WholeTensor]) -> None:
+        """Does nothing: the averages follow from the weights and the optimizer state."""
+
+    def restart(self) -> None:
+        """Does nothing: the averages follow from the weights and the optimizer state."""
+
+
+AveragedWeights = Ema | ScheduleFreeAverages
