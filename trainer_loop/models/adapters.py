@@ -172,22 +172,14 @@ class AdapterPlan:
         refuse(problems)
 
     def merge_into(self, model: nn.Module) -> nn.Module:
-        """The model with the adapter merged into it, where that is asked for. The adapted model is then used up.
-
-        Raises:
-            UserError: peft cannot merge this adapter.
-        """
+        """The model with the adapter merged into it, where that is asked for; see `merge_adapter`."""
         return merge_adapter(model, place=f"{self.place}.merge", remedy="set it to false") if self.merge else model
 
 
 def merge_adapter(model: nn.Module, *, place: str, remedy: str = "") -> nn.Module:
     """The model with its adapter merged into it. The adapted model is then used up.
 
-    Args:
-        place: Of the adapter, for errors.
-
-    Raises:
-        UserError: peft cannot merge this adapter.
+    Raises UserError, which begins with `place`, where peft cannot merge this adapter.
     """
     _take_saved_modules(model)
     try:

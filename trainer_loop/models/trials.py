@@ -52,13 +52,9 @@ class PaddingTrial:
 def make_rows(
     task: Task, model: nn.Module, *, max_length: int, lengths: Sequence[int] = LENGTHS
 ) -> list[dict[str, Any]]:
-    """Rows of different lengths of ordinary tokens, encoded by the task.
+    """Rows of about these numbers of ordinary tokens, encoded by the task. max_length: of the longest row of the run.
 
     If the positions of the model depend on the longest row of a batch, one more row is long enough to show this.
-
-    Args:
-        max_length: tokens of the longest row of the run.
-        lengths: approximate numbers of tokens.
     """
     tried = [*lengths, *_find_turning_length(model, max_length=max_length)]
     return [row for length in tried for row in make_row(task, length, max_length=max_length)]

@@ -56,10 +56,8 @@ def attend(
     """Attention of queries over keys and values.
 
     Args:
-        module: the attention module that calls this function.
         query: `[B, H, T, D]`. `key` and `value` are `[B, K, S, D]`; K divides H.
         attention_mask: `[B or 1, 1, T, S]`, true where a query may attend to a key; None for all keys.
-        dropout: dropout of the probabilities.
         scaling: factor of the scores; None for `D ** -0.5`.
         is_causal: whether a query attends only to itself and earlier keys; None takes the value of the module.
         position_bias: `[1, H, T, S]`, added to the scores.

@@ -59,15 +59,9 @@ class OutputHead:
             self._depends_on_logits_alone(loss_function)
 
     def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
-        """Compute a loss chunk by chunk; the result is differentiable.
+        """The sum of a loss over N tokens, `[]`, computed chunk by chunk; it can be differentiated.
 
-        Args:
-            hidden: hidden states `[N, D]`.
-            targets: `[N]`.
-            loss_function: maps logits `[n, V]` and targets `[n]` to a sum.
-
-        Returns:
-            The sum over all N tokens, `[]`.
+        hidden: hidden states `[N, D]`. targets: `[N]`. loss_function: logits `[n, V]`, targets `[n]` -> a sum.
         """
         weight, bias = self.linear.weight, self.linear.bias
         if torch.is_grad_enabled() and self.dtype != torch.float16 and self._depends_on_logits_alone(loss_function):

@@ -12,12 +12,7 @@ class MuonWithAdamW(JoinedOptimizer):
     """`torch.optim.Muon` on the groups marked `is_hidden_matrix`, `torch.optim.AdamW` on the others.
 
     Muon's updates are scaled to the size of AdamW's updates (`match_rms_adamw`), so one learning rate fits both.
-
-    Args:
-        params: parameter groups.
-        lr, weight_decay: of groups without their own.
-        momentum, nesterov, ns_steps: arguments of Muon.
-        betas, eps, fused: arguments of AdamW.
+    `momentum`, `nesterov` and `ns_steps` are arguments of Muon; `betas`, `eps` and `fused` of AdamW.
     """
 
     def __init__(

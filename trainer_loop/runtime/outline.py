@@ -92,10 +92,7 @@ def measure_pass(outline: Outline, loss_of: Callable[[], Tensor], *, has_gradien
 def count_flops(outline: Outline, loss_of: Callable[[], Tensor]) -> int:
     """Floating-point operations of the matrix products and convolutions of a forward pass.
 
-    A multiplication and an addition are two.
-
-    Args:
-        loss_of: calls the model of the outline.
+    A multiplication and an addition are two. loss_of: calls the model of the outline.
     """
     with MemoryCounter(outline.fakes):
         loss_of()  # what is done once, such as looking for the head, does not count
