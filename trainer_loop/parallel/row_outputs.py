@@ -8,33 +8,44 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+_Part = tuple[np.ndarray, dict[str, np.ndarray]]  # numbers of rows, and their outputs by name
+
 
 class RowOutputs:
     """Outputs of rows by name. Those of a batch are a tensor `[B, ...]`, or a list of one tensor for each row."""
 
     def __init__(self) -> None:
-        self._numbers: list[int] = []
+        self._numbers = [np.empty(0, dtype=np.int64)]
         self._batches: dict[str, list[Any]] = {}
 
     def add(self, numbers: Sequence[int], outputs: Mapping[str, Any]) -> None:
         """Add those of a batch with the numbers of its rows; what is None is left out."""
-        self._numbers += numbers
+        self._numbers.append(np.array(numbers, dtype=np.int64))
         for name, output in outputs.items():
             if output is not None:
                 self._batches.setdefault(name, []).append(output)
 
     def join(self) -> dict[str, np.ndarray]:
         """Those of this process in the order of the rows: arrays `[rows, ...]`; of lists arrays `[rows]` of arrays."""
-        order = np.argsort(self._numbers, kind="stable")
-        return {name: _join_batches(batches)[order] for name, batches in self._batches.items()}
+        return _put_in_order([self._take()])
 
     def gather(self, num_rows: int) -> dict[str, np.ndarray]:
         """Likewise those of all processes, on each of them. num_rows: of all processes together."""
-        parts = gather_object([(sorted(self._numbers), self.join())])
-        order = np.argsort([number for numbers, _ in parts for number in numbers], kind="stable")
-        assert len(order) == num_rows, f"{len(order)} of {num_rows} rows were answered"
-        joined = [columns for _, columns in parts if columns]  # a process without rows knows no names
-        return {name: np.concatenate([columns[name] for columns in joined])[order] for name in joined[0]}
+        parts = gather_object([self._take()])
+        count = sum(len(numbers) for numbers, _ in parts)
+        assert count == num_rows, f"{count} of {num_rows} rows were answered"
+        return _put_in_order(parts)
+
+    def _take(self) -> _Part:
+        columns = {name: _join_batches(batches) for name, batches in self._batches.items()}
+        return np.concatenate(self._numbers), columns
+
+
+def _put_in_order(parts: Sequence[_Part]) -> dict[str, np.ndarray]:
+    order = np.argsort(np.concatenate([numbers for numbers, _ in parts]), kind="stable")
+    columns = [columns for _, columns in parts if columns]  # a process without rows knows no names
+    names = dict.fromkeys(name for of_process in columns for name in of_process)
+    return {name: np.concatenate([of_process[name] for of_process in columns])[order] for name in names}
 
 
 def _join_batches(batches: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:
