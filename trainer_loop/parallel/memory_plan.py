@@ -66,19 +66,17 @@ def plan_whole(held: HeldTensors, *, num_processes: int, accumulates: bool) -> M
     """Every process has the whole model. accumulates: some steps have several microbatches on a process."""
     kept = _keep(held)
     # DistributedDataParallel keeps buckets, in which gradients lie; those that are added up lie beside them first.
-    buckets = kept["gradients"] if num_processes > 1 else 0
-    return MemoryPlan(
-        **kept,
-        waiting=kept["gradients"] + buckets if accumulates else buckets,
-        exchange=buckets if accumulates else 0,
-    )
+    buckets = kept.gradients if num_processes > 1 else 0
+    if accumulates:
+        return replace(kept, waiting=kept.gradients + buckets, exchange=buckets)
+    return replace(kept, waiting=buckets)
 
 
 def plan_zero2(held: HeldTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
     """Every process has a part of everything, and in a step the whole weights and gradients."""
     buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
-    return MemoryPlan(
-        **_keep(held, num_parts),
+    return replace(
+        _keep(held, num_parts),
         waiting=count_bytes(_learning(held.weights), dtype=reduce_dtype) if accumulates else 0,
         gathered=count_bytes(held.weights, num_parts, padded=True),
         exchange=count_bytes(_learning(held.rest)) + buffer,
@@ -101,11 +99,11 @@ def plan_full(
         keeps_gradients: they are whole until the last microbatch of a step.
     """
     kept = _keep(held, num_parts)
-    earlier = count_bytes(_learning(held.weights), dtype=reduce_dtype) if keeps_gradients else kept["gradients"]
+    earlier = count_bytes(_learning(held.weights), dtype=reduce_dtype) if keeps_gradients else kept.gradients
     layer = count_bytes(max(held.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
     buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
-    return MemoryPlan(
-        **kept,
+    return replace(
+        kept,
         waiting=earlier if accumulates else 0,
         gathered=2 * layer + count_bytes(held.rest, num_parts, dtype=cast_to, padded=True),
         exchange=count_bytes(_learning(held.rest), dtype=cast_to) + buffer,
@@ -130,13 +128,14 @@ def offload(plan: MemoryPlan, *, keeps_gradients: bool) -> MemoryPlan:
     )
 
 
-def _keep(held: HeldTensors, num_parts: int = 1) -> dict[str, Any]:
-    return {
-        "weights": count_bytes(held.weights, num_parts),
-        "optimizer": None if held.state is None else count_bytes(held.state, num_parts),
-        "averages": count_bytes(held.averages, num_parts),
-        "gradients": count_bytes(_learning(held.weights), num_parts),
-    }
+def _keep(held: HeldTensors, num_parts: int = 1) -> MemoryPlan:
+    """What a process that has one of so many parts of everything keeps between steps."""
+    return MemoryPlan(
+        weights=count_bytes(held.weights, num_parts),
+        optimizer=None if held.state is None else count_bytes(held.state, num_parts),
+        averages=count_bytes(held.averages, num_parts),
+        gradients=count_bytes(_learning(held.weights), num_parts),
+    )
 
 
 def _learning(weights: Iterable[Tensor]) -> list[Tensor]:
