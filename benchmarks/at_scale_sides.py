@@ -16,6 +16,7 @@ from benchmarks.peak_memory import PeakMemory
 from benchmarks.workplace import MINILM
 from trainer_loop.data.batch_plan import BatchPlan, StepPlan
 from trainer_loop.data.cut import Limits
+from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import shard_model
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 
@@ -51,21 +52,22 @@ def _find_busiest(step: StepPlan) -> float:
 def count_exchanges(num_processes: int, per_machine: int, passes: int) -> dict[str, dict[str, float]]:
     """What process 0 of so many exchanges in a step, of which the other processes are not there, by sharding."""
     num_machines = max(num_processes // per_machine, 1)
-    kinds = {"zero2": (True, 1), "full": (False, 1), "full, replicate=auto": (False, num_machines)}
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=num_processes)
-    counted = {
-        kind: _count(num_processes // num_replicas, gathers_once=gathers_once, num_replicas=num_replicas, passes=passes)
-        for kind, (gathers_once, num_replicas) in kinds.items()
+    kinds = {
+        "zero2": ShardingPlan("zero2"),
+        "full": ShardingPlan("full"),
+        "full, replicate=auto": ShardingPlan("full", num_machines),
     }
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=num_processes)
+    counted = {kind: _count(num_processes // plan.num_replicas, plan, passes=passes) for kind, plan in kinds.items()}
     dist.destroy_process_group()
     return counted
 
 
-def _count(num_parts: int, *, gathers_once: bool, num_replicas: int, passes: int) -> dict[str, float]:
+def _count(num_parts: int, plan: ShardingPlan, *, passes: int) -> dict[str, float]:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(MINILM.type, **MINILM.fields))
-    sharded = shard_model(model, device=torch.device("cpu"), gathers_once=gathers_once, num_replicas=num_replicas)
+    sharded = shard_model(model, plan, device=torch.device("cpu"))
     shapes = [parameter.shape for parameter in model.parameters()]
     with _Exchanges() as exchanges:
         for number in range(passes):

@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.averages import Ema
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.parallel.sharding import gather_tensor, local_part
 from trainer_loop.runtime.compiler import compile_layers, compile_model

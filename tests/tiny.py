@@ -39,6 +39,7 @@ from trainer_loop.models.packing import use_packing
 from trainer_loop.models.plan import ModelPlan
 from trainer_loop.optim.groups import ParameterGroup, make_groups
 from trainer_loop.options import LoopOptions
+from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.parallel.sharding import prepare, shard_model
 from trainer_loop.record.checkpoint import Checkpointer
@@ -303,12 +304,9 @@ def make_loop(
     if shard != "none":
         sharded = shard_model(
             model,
+            ShardingPlan(shard, replicas, exchange=exchange, offload=offload),
             device=accelerator.device,
-            gathers_once=shard == "zero2",
-            reduces_once=exchange == "step",
-            offloads=offload == "weights",
-            num_replicas=replicas,
-            compute_dtype=compute_dtype if shard == "full" else None,
+            compute_type=compute_dtype or torch.float32,
         )
     directory = RunDir(run_dir)
     directory.root.mkdir(parents=True, exist_ok=True)

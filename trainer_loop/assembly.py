@@ -28,7 +28,6 @@ from trainer_loop.loaders import ConfiguredData, make_evaluation_loader, make_tr
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.models.loading import describe_frozen
-from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.options import LoopOptions
 from trainer_loop.outputs import ConfiguredOutput
 from trainer_loop.parallel.accelerate_file import take_over_fsdp
@@ -83,28 +82,27 @@ def build(
     config = _take_over_accelerate_file(config, console)
     overrides = Overrides(task, model, name_splits(rows), has_optimizer=optimizer is not None)
     plan = plan_run(config, overrides, problems=problems, console=console)
-    accelerator = _make_accelerator(config, plan)
-    train_loader = make_train_loader(config, plan, accelerator)
-    run_facts = _describe_run(config, plan, train_loader)
+    accelerator = _make_accelerator(plan)
+    train_loader = make_train_loader(plan, accelerator)
+    run_facts = _describe_run(plan, train_loader)
     assert_same_on_all_processes(accelerator, run_facts, what="the data or the config")
     own_code = fingerprint_own_code(config)
-    num_steps = _count_steps(config, train_loader)
+    steps_per_epoch = train_loader.steps_per_epoch or 0
+    num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch))
 
     preemption = preemption or Preemption()
     engine = make_engine(
-        config, plan, accelerator, console, num_steps=num_steps, make_optimizer=optimizer, preemption=preemption
+        plan, accelerator, console, num_steps=num_steps, make_optimizer=optimizer, preemption=preemption
     )
-    _warn_of_unheeded(config, overrides, console)
-    run_facts |= _describe_what_learns(engine.bare_model, engine.groups) | _name_given(overrides, engine)
-    evaluator = _make_evaluator(config, plan, engine, console, stopwatch)
+    _warn_of_unheeded(plan, console)
+    run_facts |= _describe_parts(plan, engine)
+    evaluator = _make_evaluator(plan, engine, console, stopwatch)
     if plan.task.refers:
-        plan = _add_references(config, plan, evaluator, console, train_loader)
-    data = ConfiguredData(config, plan, accelerator, console, train_loader)
+        plan = _add_references(plan, evaluator, console, train_loader)
+    data = ConfiguredData(plan, accelerator, console, train_loader)
     metric_log = MetricLog(RunDir(config.run_dir).metrics, warn=console.warn)
     output = ConfiguredOutput(
-        config,
         plan,
-        overrides,
         accelerator=accelerator,
         console=console,
         facts=run_facts | own_code,
@@ -116,10 +114,10 @@ def build(
         engine=engine,
         data=data,
         evaluator=evaluator,
-        checkpointer=_make_checkpointer(config, plan.task, engine, console, stopwatch, run_facts, own_code),
+        checkpointer=_make_checkpointer(plan, engine, console, stopwatch, run_facts, own_code),
         record=Recorder(accelerator=accelerator, console=console, metric_log=metric_log),
         output=output,
-        options=_choose_options(config, plan, data, num_steps=num_steps),
+        options=_choose_options(plan, data, num_steps=num_steps),
         **config.loop.args,
     )
     if not config.dry_run:
@@ -139,15 +137,11 @@ def _take_over_accelerate_file(config: Config, console: Console) -> Config:
     return replace(config, parallel=ParallelConfig(**translated.values))
 
 
-def _count_steps(config: Config, train_loader: TrainLoader | StreamLoader) -> int:
-    """Updates of the whole run."""
-    return config.train.steps or math.ceil(take_share(config.train.epochs or 0, train_loader.steps_per_epoch or 0))
-
-
 # ------------------------------------------------------------------------------------------------ parts of the loop
 
 
-def _make_accelerator(config: Config, plan: RunPlan) -> Accelerator:
+def _make_accelerator(plan: RunPlan) -> Accelerator:
+    config = plan.config
     return make_accelerator(
         precision=plan.precision,
         tf32=config.train.tf32,
@@ -160,22 +154,22 @@ def _make_accelerator(config: Config, plan: RunPlan) -> Accelerator:
 
 
 def _add_references(
-    config: Config, plan: RunPlan, evaluator: Evaluator, console: Console, train_loader: TrainLoader | StreamLoader
+    plan: RunPlan, evaluator: Evaluator, console: Console, train_loader: TrainLoader | StreamLoader
 ) -> RunPlan:
     """The plan, and the loader of training rows, with what the task wants to know from the model of now."""
     assert isinstance(train_loader, TrainLoader), "a task that refers streams no rows"
     splits = add_references(
         plan.inputs.splits,
         evaluator,
-        make_loader=partial(make_evaluation_loader, config, plan, evaluator.accelerator),
-        cache_dir=config.data.cache_dir,
+        make_loader=partial(make_evaluation_loader, plan, evaluator.accelerator),
+        cache_dir=plan.config.data.cache_dir,
         say=console.say,
     )
     train_loader.rows = splits["train"].rows
     return replace(plan, inputs=replace(plan.inputs, splits=splits))
 
 
-def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Console, stopwatch: Stopwatch) -> Evaluator:
+def _make_evaluator(plan: RunPlan, engine: Engine, console: Console, stopwatch: Stopwatch) -> Evaluator:
     label_names = plan.inputs.label_names
     return Evaluator(
         accelerator=engine.accelerator,
@@ -186,17 +180,16 @@ def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Cons
         ),
         averaged_weights=engine.averaged_weights,
         sharded=engine.sharded,
-        seed=config.seed,
+        seed=plan.config.seed,
         console=console,
         preemption=engine.preemption,
-        num_samples=config.evaluate.generate.samples,
+        num_samples=plan.config.evaluate.generate.samples,
         stopwatch=stopwatch,
     )
 
 
 def _make_checkpointer(
-    config: Config,
-    task: Task,
+    plan: RunPlan,
     engine: Engine,
     console: Console,
     stopwatch: Stopwatch,
@@ -204,6 +197,7 @@ def _make_checkpointer(
     own_code: dict[str, str],
 ) -> Checkpointer:
     """run_facts: what decides the updates. own_code: checksums of the user's code."""
+    config = plan.config
     checkpointer = Checkpointer(
         RunDir(config.run_dir),
         accelerator=engine.accelerator,
@@ -219,13 +213,13 @@ def _make_checkpointer(
         background=config.checkpoint.background,
         stopwatch=stopwatch,
     )
-    if task.has_state:
-        checkpointer.register_for_checkpoint("task", task)
+    if plan.task.has_state:
+        checkpointer.register_for_checkpoint("task", plan.task)
     return checkpointer
 
 
-def _choose_options(config: Config, plan: RunPlan, data: RunData, *, num_steps: int) -> LoopOptions:
-    steps_per_epoch, has_validation = data.train.steps_per_epoch, bool(data.validation)
+def _choose_options(plan: RunPlan, data: RunData, *, num_steps: int) -> LoopOptions:
+    config, steps_per_epoch, has_validation = plan.config, data.train.steps_per_epoch, bool(data.validation)
     return LoopOptions(
         num_steps=num_steps,
         log_every=config.log.every,
@@ -244,25 +238,24 @@ def _choose_options(config: Config, plan: RunPlan, data: RunData, *, num_steps: 
     )
 
 
-def _describe_what_learns(model: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, Any]:
-    """Which weights stand still, and until when."""
-    unfreezing = [group.unfreeze_at for group in groups if group.unfreeze_at]
-    frozen = describe_frozen(model)
-    return ({"unfreezing": unfreezing} if unfreezing else {}) | ({} if frozen is None else {"frozen_weights": frozen})
+def _describe_parts(plan: RunPlan, engine: Engine) -> dict[str, Any]:
+    """Which weights do not learn, or later; the names of the optimizer and the task that were made in Python."""
+    overrides = plan.overrides
+    facts = {
+        "unfreezing": [group.unfreeze_at for group in engine.groups if group.unfreeze_at] or None,
+        "frozen_weights": describe_frozen(engine.bare_model),
+        "optimizer.name": full_name(type(engine.scheduler.optimizer)) if overrides.has_optimizer else None,
+        "task.name": None if overrides.task is None else full_name(type(overrides.task)),
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-def _name_given(overrides: Overrides, engine: Engine) -> dict[str, str]:
-    """The names of the optimizer and the task that were made in Python."""
-    optimizer = {"optimizer.name": full_name(type(engine.scheduler.optimizer))} if overrides.has_optimizer else {}
-    return optimizer if overrides.task is None else {**optimizer, "task.name": full_name(type(overrides.task))}
-
-
-def _warn_of_unheeded(config: Config, overrides: Overrides, console: Console) -> None:
+def _warn_of_unheeded(plan: RunPlan, console: Console) -> None:
     """Keys that say what a part made in Python decides itself."""
-    values = values_of(config)
+    values = values_of(plan.config)
     for part, is_given, names in (
-        ("model", overrides.model is not None, _OF_A_MODEL_MADE_HERE),
-        ("optimizer", overrides.has_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
+        ("model", plan.overrides.model is not None, _OF_A_MODEL_MADE_HERE),
+        ("optimizer", plan.overrides.has_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
     ):
         unheeded = [name for name in names if is_given and values[name] != KEYS[name].default]
         if unheeded:
@@ -276,7 +269,7 @@ def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:
     return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
 
 
-def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoader) -> dict[str, Any]:
+def _describe_run(plan: RunPlan, loader: TrainLoader | StreamLoader) -> dict[str, Any]:
     """What decides the updates, as plain JSON: who goes on from a checkpoint must have the same.
 
     Of data and batches it is what came of the config, not the words that led there: a file may be moved.
@@ -288,12 +281,12 @@ def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoa
     else:
         train = plan.inputs.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
-        told = None if plan.inputs.processor is None else describe_processor(plan.inputs.processor)
+        description = None if plan.inputs.processor is None else describe_processor(plan.inputs.processor)
         pieces = (part.tobytes() for part in loader.plan.all_tokens())
-        tokens = digest_joined(pieces, 8 * len(train.lengths), json.dumps(told, sort_keys=True).encode())
+        tokens = digest_joined(pieces, 8 * len(train.lengths), json.dumps(description, sort_keys=True).encode())
     columns = {} if plan.inputs.data is None else plan.inputs.data.columns.given
     # The exported record names the task itself, and columns are the same whether they are named or not.
-    values = public_values(config) | {"task.name": config.task.name, "data.columns": columns}
+    values = public_values(plan.config) | {"task.name": plan.config.task.name, "data.columns": columns}
     return {
         "data": data,
         "tokens": tokens,

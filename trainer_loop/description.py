@@ -63,9 +63,9 @@ def _describe_sharding(loop: TrainingLoop) -> list[str]:
         return []
     replicas, parts = sharded.mesh.shape
     copies = f", {replicas} copies" if replicas > 1 else ""
-    when = "once a step" if sharded.gathers_once else "before each use"
-    added = "once a step" if sharded.reduces_once else "after each microbatch"
-    waiting = "; what a process keeps lies in host memory" if sharded.offloads else ""
+    when = "once a step" if sharded.plan.gathers_once else "before each use"
+    added = "once a step" if sharded.plan.reduces_once else "after each microbatch"
+    waiting = "; what a process keeps lies in host memory" if sharded.plan.offloads else ""
     return [
         f"sharding: each weight in {parts} parts{copies}; {sharded.num_layers} layers and the rest of the model are "
         f"gathered {when}; gradients are added up {added}{waiting}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import release_memory
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -15,13 +16,19 @@ from trainer_loop.data.run_data import RunData
 from trainer_loop.errors import Preempted, UserError
 from trainer_loop.largest_shape import cut_until_it_fits, leaving_modules_alone
 from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
+from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.memory_plan import count_missing_state
-from trainer_loop.parallel.processes import announce_fault, average_gradients, is_reduction_complete, sum_on_hosts
+from trainer_loop.parallel.processes import (
+    announce_fault,
+    average_gradients,
+    is_reduction_complete,
+    sum_gradients,
+    sum_on_hosts,
+)
 from trainer_loop.parallel.sharding import ShardedModel, local_part
-from trainer_loop.record.checkpoint import AveragedWeights
-from trainer_loop.runtime.memory import is_out_of_memory, release_memory
+from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.outline import Outline
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.profiler import StepProfiler
@@ -106,9 +113,9 @@ class Engine:
         mine = sum(microbatch.num_targets for microbatch in microbatches)
         passes = [0.0] * self.accelerator.num_processes
         passes[self.accelerator.process_index] = len(microbatches)
-        runs_evenly = self.sharded is not None and not self.sharded.gathers_once
-        told = [mine, self.preemption.requested, *(passes if runs_evenly else ())]
-        targets, requests, *passes = sum_on_hosts(self.accelerator, told)
+        runs_evenly = self.sharded is not None and not self.sharded.plan.gathers_once
+        numbers = [mine, self.preemption.requested, *(passes if runs_evenly else ())]
+        targets, requests, *passes = sum_on_hosts(self.accelerator, numbers)
         while len(microbatches) < max(passes, default=0):
             microbatches.append(loader.dummy_microbatch(step_batch.step))
         self.stop_requested = requests > 0
@@ -126,8 +133,12 @@ class Engine:
         max_tokens: padded tokens of a microbatch at most, for the message.
         """
         self._is_reducing = self._is_out_of_memory = False
+        # What autocast makes of the weights in one microbatch serves the others too. Not for a sharded model: gradients
+        # would come through nodes of the first microbatch, which autograd visits last, after they were exchanged.
+        device_type = self.accelerator.device.type
+        keeping_casts = nullcontext() if self.sharded is not None else torch.autocast(device_type, enabled=False)
         try:
-            with self._keeping_cast_weights():
+            with keeping_casts:
                 yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -142,16 +153,6 @@ class Engine:
                 announce_fault(self.accelerator, fault)
                 raise UserError(fault) from error
             self._is_out_of_memory = True
-
-    def _keeping_cast_weights(self) -> AbstractContextManager[Any]:
-        """Within it, what autocast makes of the weights in one microbatch serves the others too.
-
-        Not for a sharded model: their gradients would come through nodes of the first microbatch, which autograd visits
-        last, after the gradients of the layer were exchanged.
-        """
-        if self.sharded is not None:
-            return nullcontext()
-        return torch.autocast(self.accelerator.device.type, enabled=False)
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[Any]:
         """Around one microbatch: gradients travel between processes once, in the backward pass of the last one."""
@@ -199,7 +200,7 @@ class Engine:
         """Let parameters that no process used have no gradient, as without shards, where FSDP gave them zeros."""
         unused = [name not in used for name in self.names]
         used.clear()
-        if not sum_on_hosts(self.accelerator, [sum(unused)])[0]:
+        if not sum_on_hosts(self.accelerator, [sum(unused)])[0]:  # the usual case: one number instead of one each
             return
         counts = sum_on_hosts(self.accelerator, unused)
         for parameter, count in zip(self.parameters, counts, strict=True):
@@ -343,12 +344,7 @@ class Engine:
         A process that had no rows takes part with zeros.
         """
         assert self.sharded is None, "a step of one's own was refused"
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+        sum_gradients(self.accelerator, parameters)
 
     def clear_gradients(self) -> None:
         for parameter in self.parameters:

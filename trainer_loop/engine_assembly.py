@@ -17,9 +17,8 @@ from trainer_loop.loop import TrainingLoop
 from trainer_loop.memory_report import count_flops_per_token
 from trainer_loop.models.assemble import RowsToRead, assemble_model, make_plain_model
 from trainer_loop.models.config import drops_layers
-from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.averages import AveragedWeights, Ema, ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.groups import ParameterGroup
-from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.on_demand import MemoryOnDemand
 from trainer_loop.parallel.processes import assert_same_on_all_processes, send_from
@@ -38,7 +37,6 @@ _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 
 
 def make_engine(
-    config: Config,
     plan: RunPlan,
     accelerator: Accelerator,
     console: Console,
@@ -48,12 +46,13 @@ def make_engine(
     preemption: Preemption,
 ) -> Engine:
     """The model, what it learns with, and how it runs on the devices. make_optimizer: None for that of the config."""
+    config = plan.config
     profiler = _make_profiler(config, accelerator, console, num_steps=num_steps)
     memory = _choose_memory(plan, accelerator, console)
     with memory or nullcontext():
-        model, calls = _make_model(config, plan, accelerator, console)
+        model, calls = _make_model(plan, accelerator, console)
 
-    def let_learn(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
+    def add_optimizer(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
         with under("optimizer."):
             groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
         if make_optimizer is not None:
@@ -62,13 +61,13 @@ def make_engine(
 
     outline = None
     if config.dry_run:
-        outline = _outline(config, model, accelerator, console, let_learn)
+        outline = _outline(config, model, accelerator, console, add_optimizer)
     elif _find_peak_rate(accelerator, model, tf32=config.train.tf32) is not None:
         outline = _outline(config, model, accelerator, console)
     sharded = _shard_model(plan, model, accelerator, console, memory)
     if memory is not None and accelerator.device.type == "cpu":
         keep_freed_memory()
-    groups, optimizer = let_learn(model)
+    groups, optimizer = add_optimizer(model)
     scheduler = plan.scheduler.make(optimizer, num_steps=num_steps)
     if follows_metric(scheduler) and (config.evaluate.every == "never" or not plan.inputs.has_validation):
         raise UserError(
@@ -95,14 +94,13 @@ def make_engine(
     )
 
 
-def _make_model(
-    config: Config, plan: RunPlan, accelerator: Accelerator, console: Console
-) -> tuple[nn.Module, Sequence[str]]:
+def _make_model(plan: RunPlan, accelerator: Accelerator, console: Console) -> tuple[nn.Module, Sequence[str]]:
     """The model on its device, before accelerate prepares it, and the names of its modules in the order of their calls.
 
     The names are empty where they are not known.
     """
-    inputs, compiles = plan.inputs, config.model.compile and not _is_spread(plan, accelerator)
+    config, inputs = plan.config, plan.inputs
+    compiles = config.model.compile and not _is_sharded(plan, accelerator)
     if plan.task.auto_model is None:
         model = plan.model.given
         if model is None:
@@ -135,19 +133,19 @@ def _outline(
     model: nn.Module,
     accelerator: Accelerator,
     console: Console,
-    let_learn: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
+    add_optimizer: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
 ) -> Outline | None:
-    """The model without numbers, and for the memory plan of a dry run, which has `let_learn`, what learns with it."""
+    """The model without numbers; with `add_optimizer`, for the memory plan of a dry run, also what learns with it."""
     try:
         outline = outline_model(model, accelerator.device)
-        if let_learn is not None:
-            _, outline.optimizer = let_learn(outline.model)
+        if add_optimizer is not None:
+            _, outline.optimizer = add_optimizer(outline.model)
             averages = _make_averaged_weights(config, outline.model, outline.optimizer)
             outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
         outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
         accelerator._models.pop()  # it is not the one that is trained
     except Exception as error:  # noqa: BLE001 # of a model that cannot be copied, or of an optimizer that wants numbers
-        unknown = "model FLOPs" if let_learn is None else "memory of a step"
+        unknown = "model FLOPs" if add_optimizer is None else "memory of a step"
         console.warn(f"{unknown} unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}")
         return None
     return outline
@@ -168,8 +166,8 @@ def log_mfu(loop: TrainingLoop, *, tf32: bool) -> None:
     outline, loop.engine.outline = loop.engine.outline, None
     if outline is None:
         return
-    flops_per_token, told = count_flops_per_token(loop, outline)
-    loop.console.say(told)
+    flops_per_token, line = count_flops_per_token(loop, outline)
+    loop.console.say(line)
     peak_rate = _find_peak_rate(loop.accelerator, outline.model, tf32=tf32)
     if flops_per_token is not None and peak_rate is not None:
         loop.record.log_mfu(flops_per_token, peak_rate=peak_rate)
@@ -192,7 +190,7 @@ def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) ->
     )
 
 
-def _is_spread(plan: RunPlan, accelerator: Accelerator) -> bool:
+def _is_sharded(plan: RunPlan, accelerator: Accelerator) -> bool:
     return plan.sharding.is_sharded and accelerator.num_processes > 1
 
 
@@ -204,23 +202,11 @@ def _shard_model(
     memory: what the model was made with.
     """
     sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
-    if not _is_spread(plan, accelerator):
+    if not _is_sharded(plan, accelerator):
         if sharding.is_sharded:
             console.warn(f"parallel.shard: {sharding.shard}: this is one process, so it holds the whole model")
         return None
-    sharded = shard_model(
-        model,
-        device=accelerator.device,
-        gathers_once=sharding.gathers_once,
-        reduces_once=sharding.reduces_once,
-        offloads=sharding.offloads,
-        num_replicas=sharding.num_replicas,
-        layers=list(sharding.layers) or None,
-        # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
-        compute_dtype=None if sharding.gathers_once or compute_type == torch.float32 else compute_type,
-        reduce_dtype=sharding.gradient_type,
-        memory=memory,
-    )
+    sharded = shard_model(model, sharding, device=accelerator.device, compute_type=compute_type, memory=memory)
     if memory is not None:
         assert_same_on_all_processes(accelerator, memory.checksum, what="the model's weight files")
     if not sharding.gathers_once and sharded.num_layers == 0:
@@ -254,7 +240,7 @@ def _make_profiler(
     )
 
 
-def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
+def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> AveragedWeights | None:
     """What is evaluated and exported in the place of the weights."""
     if is_schedule_free(optimizer):
         if config.ema.decay is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import release_memory
 from torch import Tensor, nn
 
 from trainer_loop.components import locate_source
@@ -16,22 +17,16 @@ from trainer_loop.errors import Preempted, UserError
 from trainer_loop.metrics.logged import LoggedMetrics
 from trainer_loop.metrics.meter import zero_sum
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
-from trainer_loop.parallel.processes import (
-    announce,
-    broadcast,
-    gather_columns,
-    join_rows,
-    sum_on_hosts,
-    watch_for,
-)
+from trainer_loop.optim.averages import AveragedWeights
+from trainer_loop.parallel.processes import announce, broadcast, sum_on_hosts, watch_for
+from trainer_loop.parallel.row_outputs import RowOutputs
 from trainer_loop.parallel.sharding import ShardedModel
-from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.logs import Console
 from trainer_loop.record.predictions import Sample, Scores
 from trainer_loop.record.run_output import RunOutput
-from trainer_loop.runtime.memory import is_out_of_memory, release_memory
+from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.preempt import Preemption
-from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.runtime.randomness import evaluating, seed_everything
 from trainer_loop.runtime.stopwatch import Stopwatch
 from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Task
@@ -39,7 +34,6 @@ from trainer_loop.tasks.task import Batch, Task
 Metrics = dict[str, float]  # of an evaluation, by their names
 _Answer = TypeVar("_Answer")
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
-_NUMBERS = "numbers of the rows"  # a column beside the outputs of the task
 _DETAIL = "detail: "  # before the names of what `Task.rate_rows` returns
 
 
@@ -76,9 +70,7 @@ class Evaluator:
         """
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum, logged = zero_sum(self.accelerator.device), LoggedMetrics(self.task.extra_metrics)
-        judged: dict[str, list[Any]] = {}
-        num_targets = 0.0
-        stopped = False
+        judged, num_targets, stopped = RowOutputs(), 0.0, False
         with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
             for microbatch in self.console.follow(loader, total=len(loader), doing="evaluating"):
                 if stopped := self._is_stopping(is_told_to_stop):
@@ -88,21 +80,15 @@ class Evaluator:
                     for name, (value, count) in parts_of_loss.items():
                         logged.add(name, value, count=count)
                     num_targets += part.num_targets
-                    judged.setdefault(_NUMBERS, []).append(torch.tensor(part.rows))
-                    kept = outputs if self.task.merges else self._select(outputs)
-                    for name, values in kept.items():
-                        judged.setdefault(name, []).append(values)
+                    judged.add(part.rows, outputs if self.task.merges else self._select(outputs))
 
         sums = [float(loss_sum), num_targets, stopped, *logged.take_numbers()]
         total, targets, any_stopped, *numbers_logged = sum_on_hosts(self.accelerator, sums)
         if any_stopped:
             raise Preempted("preempted in the middle of an evaluation")
-        gathered = gather_columns(self.accelerator, judged)
-        order = np.argsort(gathered.pop(_NUMBERS), kind="stable")
-        assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
-        ordered = {name: column[order] for name, column in gathered.items()}
-        details = {name: ordered.pop(name) for name in list(ordered) if name.startswith(_DETAIL)}
-        columns, numbers = self._merge(ordered, loader)
+        outputs = judged.gather(loader.num_rows)
+        details = {name: outputs.pop(name) for name in list(outputs) if name.startswith(_DETAIL)}
+        columns, numbers = self._merge(outputs, loader)
         self._refuse_missing(columns)
         columns = self.task.tune(columns) if tunes else columns
         means = logged.compute_means(numbers_logged)
@@ -146,33 +132,24 @@ class Evaluator:
         false for truth values.
         """
         seed_everything(self.seed, "predict", self.accelerator.process_index)
-        numbers: list[int] = []
-        columns: dict[str, list[Any]] = {}
+        outputs = RowOutputs()
         with self._evaluating():
             for microbatch in loader:
-                for part, outputs in self._in_parts(loader, microbatch, self.task.predict):
-                    numbers += part.rows
-                    for name, output in outputs.items():
-                        if output is not None:  # references of rows without labels
-                            columns.setdefault(name, []).append(output)
-        order = np.argsort(numbers, kind="stable")
-        predicted, _ = self._merge({name: join_rows(outputs)[order] for name, outputs in columns.items()}, loader)
+                for part, predicted_part in self._in_parts(loader, microbatch, self.task.predict):
+                    outputs.add(part.rows, predicted_part)  # references of rows without labels are None
+        predicted, _ = self._merge(outputs.join(), loader)
         kept = loader.kept
         return predicted if kept is None else {name: kept.spread(output) for name, output in predicted.items()}
 
     @torch.no_grad()
     def refer(self, loader: EvaluationLoader) -> np.ndarray:
         """What the task wants to know of each row from the model as it is, `[N, K]`, on every process."""
-        columns: dict[str, list[Any]] = {}
+        references = RowOutputs()
         with self._evaluating():
             for microbatch in self.console.follow(loader, total=len(loader), doing="computing references"):
                 for part, values in self._in_parts(loader, microbatch, self.task.refer):
-                    columns.setdefault(_NUMBERS, []).append(torch.tensor(part.rows))
-                    columns.setdefault("values", []).append(values.cpu().double())
-        gathered = gather_columns(self.accelerator, columns)
-        in_order: np.ndarray = gathered["values"][np.argsort(gathered[_NUMBERS], kind="stable")]
-        assert len(in_order) == loader.num_rows, f"{len(in_order)} of {loader.num_rows} rows have a reference"
-        return in_order
+                    references.add(part.rows, {"values": values.cpu().double()})
+        return references.gather(loader.num_rows)["values"]
 
     def _judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any], dict[str, tuple[Tensor, float]]]:
         """The loss and the outputs of a batch, and what the task logs: of a pass that fails, nothing."""
@@ -233,16 +210,9 @@ class Evaluator:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The model as it is judged: without dropout, and with the averages for its weights where there are any."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with (
-                nullcontext() if self.averaged_weights is None else self.averaged_weights.in_place(),
-                nullcontext() if self.sharded is None else self.sharded.gathered(),
-            ):
-                yield
-        finally:
-            self.model.train(was_training)
+        averaged = nullcontext() if self.averaged_weights is None else self.averaged_weights.in_place()
+        with evaluating(self.model), averaged, nullcontext() if self.sharded is None else self.sharded.gathered():
+            yield
 
     def _is_stopping(self, is_told_to_stop: Callable[[], bool]) -> bool:
         """Whether to stop in the middle of what the processes do each for itself, without waiting for another."""

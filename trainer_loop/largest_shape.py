@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import release_memory
 from torch import nn
 
 from trainer_loop.data.batch_plan import Rows, halve_dearest
@@ -16,7 +17,7 @@ from trainer_loop.data.run_data import RunData
 from trainer_loop.data.sample_microbatches import find_largest
 from trainer_loop.errors import UserError
 from trainer_loop.parallel.processes import sum_on_hosts
-from trainer_loop.runtime.memory import is_out_of_memory, release_memory
+from trainer_loop.runtime.memory import is_out_of_memory
 
 RunPasses = Callable[[Microbatch, int], None]  # forward and backward passes of a microbatch, so many times
 

@@ -26,9 +26,9 @@ _WORKERS_BESIDE_A_GPU = 2
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
 
-def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
+def make_train_loader(plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
     """The training rows, in memory or streamed, as the batches of this process."""
-    limits = _choose_limits(config, plan, accelerator, training=True)
+    config, limits = plan.config, _choose_limits(plan, accelerator, training=True)
     if limits.width_step > 1:  # rows of every split are padded alike
         plan.task.use_widths(limits.width_step, longest=limits.longest)
     batch_size = _batch_size(config, accelerator.num_processes)
@@ -53,7 +53,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             **process,
         )
     train = plan.inputs.splits["train"]
-    mixture, weights = make_mixture(config, plan, train), find_weights(config, train)
+    mixture, weights = make_mixture(plan, train), find_weights(config, train)
     window = (config.batch.window or _WINDOW) if config.batch.order == "window" else None  # None: a plain shuffle
     return TrainLoader(
         BatchPlan(
@@ -75,9 +75,10 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
     )
 
 
-def _choose_limits(config: Config, plan: RunPlan, accelerator: Accelerator, *, training: bool) -> Limits:
+def _choose_limits(plan: RunPlan, accelerator: Accelerator, *, training: bool) -> Limits:
     """How rows are cut into microbatches, in training or in an evaluation."""
-    device_type, precision, task = accelerator.device.type, accelerator.mixed_precision, plan.task
+    config, task = plan.config, plan.task
+    device_type, precision = accelerator.device.type, accelerator.mixed_precision
     section = config.batch if training else config.evaluate
     max_tokens, per_device = section.max_tokens, section.per_device
     if max_tokens == "auto" and task.has_tokens:
@@ -101,17 +102,17 @@ def _choose_limits(config: Config, plan: RunPlan, accelerator: Accelerator, *, t
     )
 
 
-def make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
+def make_mixture(plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
     """How the rows of an epoch are drawn; None: each once."""
-    if config.data.sampling == "balanced":
+    entries = plan.config.data.mixture
+    if plan.config.data.sampling == "balanced":
         labels, names = np.asarray(train.rows["label"]), plan.inputs.label_names
         assert names is not None, "the task has labels"
         present, numbers = np.unique(labels, return_inverse=True)
         return Mixture([names[label] for label in present], [1.0] * len(present), numbers, title="balanced classes")
-    if not config.data.mixture:
+    if not entries:
         return None
-    names = [str(entry["name"]) for entry in config.data.mixture]
-    weights = [float(entry["weight"]) for entry in config.data.mixture]
+    names, weights = [str(entry["name"]) for entry in entries], [float(entry["weight"]) for entry in entries]
     return Mixture(names, weights, train.origins.source_of_rows)
 
 
@@ -135,16 +136,10 @@ def find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
 
 
 def make_evaluation_loader(
-    config: Config,
-    plan: RunPlan,
-    accelerator: Accelerator,
-    split: TokenisedSplit,
-    *,
-    labelled: bool = True,
-    num_workers: int = 0,
+    plan: RunPlan, accelerator: Accelerator, split: TokenisedSplit, *, labelled: bool = True, num_workers: int = 0
 ) -> EvaluationLoader:
     """labelled: its targets are counted, and its rows shared by the processes; else each process has all of them."""
-    limits = _choose_limits(config, plan, accelerator, training=False)
+    limits = _choose_limits(plan, accelerator, training=False)
     return EvaluationLoader(
         split.rows,
         split.lengths,
@@ -162,17 +157,15 @@ def make_evaluation_loader(
 class ConfiguredData(RunData):
     """Evaluation sets of a config; it also says how in-memory rows are encoded."""
 
-    def __init__(
-        self, config: Config, plan: RunPlan, accelerator: Accelerator, console: Console, train_loader: StepLoader
-    ):
+    def __init__(self, plan: RunPlan, accelerator: Accelerator, console: Console, train_loader: StepLoader):
         loaders: dict[str, dict[str, EvaluationLoader]] = {"validation": {}, "test": {}}
         for name, rows in plan.inputs.splits.items():
             split, part = parse_set(name)
             if split != "train":
-                workers = _num_workers(config, accelerator)
-                loaders[split][part] = make_evaluation_loader(config, plan, accelerator, rows, num_workers=workers)
+                workers = _num_workers(plan.config, accelerator)
+                loaders[split][part] = make_evaluation_loader(plan, accelerator, rows, num_workers=workers)
         super().__init__(train_loader, validation=loaders["validation"], test=loaders["test"])
-        self._config, self._plan, self._accelerator, self._console = config, plan, accelerator, console
+        self._plan, self._accelerator, self._console = plan, accelerator, console
 
     def load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
         task, inputs, kept = self._plan.task, self._plan.inputs, None
@@ -182,7 +175,7 @@ class ConfiguredData(RunData):
             )
         else:
             split = take_rows(rows, name="rows", place="rows")
-        loader = make_evaluation_loader(self._config, self._plan, self._accelerator, split, labelled=labelled)
+        loader = make_evaluation_loader(self._plan, self._accelerator, split, labelled=labelled)
         loader.kept = kept
         return loader
 

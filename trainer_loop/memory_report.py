@@ -13,7 +13,7 @@ from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
 from trainer_loop.data.sample_microbatches import find_largest, take_typical
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.loop import TrainingLoop
-from trainer_loop.parallel.memory_plan import Held, MemoryPlan, offload, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.memory_plan import HeldTensors, MemoryPlan, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
 from trainer_loop.runtime.outline import Outline, count_flops, measure_pass, measure_update, name_device
@@ -45,9 +45,9 @@ def describe_memory(loop: TrainingLoop, outline: Outline, sharding: ShardingPlan
     device = name_device(loop.accelerator.device)
     rehearsal = _Rehearsal(loop, outline, [microbatch.to(device).batch for microbatch in microbatches])
     plans = _plan(rehearsal, sharding, accumulates=accumulates)
-    told = " and ".join(map(_describe, microbatches))
+    sizes = " and ".join(map(_describe, microbatches))
     return [
-        f"memory of a process, with a microbatch of {told}:",
+        f"memory of a process, with a microbatch of {sizes}:",
         *(f"  {line}" for line in draw_table(plans)),
         *rehearsal.notes,
         *_compare_with_device(plans, loop.accelerator.device),
@@ -146,37 +146,33 @@ def _plan(rehearsal: _Rehearsal, sharding: ShardingPlan, *, accumulates: bool) -
     outline, accelerator = rehearsal.outline, rehearsal.loop.accelerator
     num_processes = accelerator.num_processes
     update = rehearsal.measure_update()
-    held = split(outline, sharding.layers, knows_state=update is not None)
+    held = find_held_tensors(outline, sharding.layers, knows_state=update is not None)
     adds_up = accumulates or num_processes > 1
     activations = rehearsal.measure_passes(has_gradients=adds_up)
-    whole = plan_whole(
-        held, num_processes=num_processes, accumulates=accumulates, activations=activations, update=update or 0
-    )
-    plans = {_name("none", num_processes): whole}
+    whole = plan_whole(held, num_processes=num_processes, accumulates=accumulates)
+    plans = {_name("none", num_processes): replace(whole, activations=activations, update=update or 0)}
     try:
         check_optimizer_class(type(outline.optimizer))
     except UserError as error:
         rehearsal.notes += error.problems
         return plans
     launched = _PROCESSES if num_processes == 1 else num_processes
+    num_parts = launched // (sharding.num_replicas if num_processes > 1 else 1)
     common: dict[str, Any] = {
-        "num_parts": launched // (sharding.num_replicas if num_processes > 1 else 1),
+        "num_parts": num_parts,
         "accumulates": accumulates,
         "reduce_dtype": sharding.gradient_type,
-        "update": update or 0,
     }
+    update = (update or 0) // num_parts
     if not adds_up:
         activations = rehearsal.measure_passes(has_gradients=True)
-    zero2 = plan_zero2(held, **common, activations=activations)
+    zero2 = replace(plan_zero2(held, **common), activations=activations, update=update)
     cast_to = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    full, full_once = (
-        plan_full(held, **common, cast_to=cast_to, keeps_gradients=keeps, activations=activations)
-        for keeps in (False, True)
-    )
+    full, full_once = (plan_full(held, **common, cast_to=cast_to, keeps_gradients=keeps) for keeps in (False, True))
     if cast_to is not None:
         outline.cast_weights(cast_to)  # those of `held` too
         activations = rehearsal.measure_passes(has_gradients=True)
-        full, full_once = (replace(plan, activations=activations) for plan in (full, full_once))
+    full, full_once = (replace(plan, activations=activations, update=update) for plan in (full, full_once))
     if sharding.offloads:
         zero2, full_once = (offload(plan, keeps_gradients=True) for plan in (zero2, full_once))
         full = offload(full, keeps_gradients=False)
@@ -192,14 +188,14 @@ def _name(shard: str, num_processes: int) -> str:
     return f"{shard}, {num_processes:,} process" + ("es" if num_processes > 1 else "")
 
 
-def split(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> Held:
+def find_held_tensors(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> HeldTensors:
     """What the model and its optimizer hold, by what is gathered at once. layers: see `find_layers`."""
     groups, seen = [], set()
-    for module in find_layers(outline.model, list(layers) or None):
+    for module in find_layers(outline.model, layers):
         groups.append([weight for weight in module.parameters() if weight not in seen])
         seen.update(groups[-1])
     rest = [weight for weight in outline.model.parameters() if weight not in seen]
-    return Held(groups, rest, outline.state if knows_state else None, outline.averages)
+    return HeldTensors(groups, rest, outline.state if knows_state else None, outline.averages)
 
 
 def draw_table(plans: Mapping[str, MemoryPlan]) -> list[str]:
@@ -218,5 +214,5 @@ def _compare_with_device(plans: Mapping[str, MemoryPlan], device: torch.device) 
     if device.type != "cuda":
         return []
     size = torch.cuda.get_device_properties(device).total_memory
-    told = "; ".join(f"{name}: {'fits' if plan.peak < size else 'does not fit'}" for name, plan in plans.items())
-    return [f"memory of the device: {size / 1e9:,.1f} GB; {told}"]
+    fits = "; ".join(f"{name}: {'fits' if plan.peak < size else 'does not fit'}" for name, plan in plans.items())
+    return [f"memory of the device: {size / 1e9:,.1f} GB; {fits}"]

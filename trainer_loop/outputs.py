@@ -12,14 +12,13 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.parallel.sharding import copy_whole, is_sharded
-from trainer_loop.plan import Overrides, RunPlan
+from trainer_loop.plan import RunPlan
 from trainer_loop.publishing import describe_model, gather_beside
-from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, copy_weights, export_model, write_files
 from trainer_loop.record.hub_access import push_command
 from trainer_loop.record.hub_push import Files, PushResult, gather_run, push_files
@@ -56,9 +55,7 @@ _SCRATCH = ".push"  # in the run directory, for pushes during training
 class ConfiguredOutput(RunOutput):
     """Writes into the run directory of a config, and pushes to the hub."""
 
-    config: Config
     plan: RunPlan
-    overrides: Overrides
     _: KW_ONLY
     accelerator: Accelerator
     console: Console
@@ -67,6 +64,7 @@ class ConfiguredOutput(RunOutput):
     stopwatch: Stopwatch
 
     def __post_init__(self) -> None:
+        self.config = self.plan.config
         self.run_dir = RunDir(self.config.run_dir)
         self.report_facts = ReportFacts(self.run_dir.report_facts, warn=self.console.warn)
         self.reports = self.config.report and self.accelerator.is_main_process
@@ -207,7 +205,7 @@ class ConfiguredOutput(RunOutput):
             model, weights = copy_whole(model, weights), None
         if adapter is not None:
             model = adapter.merge_into(model)
-        card = describe_model(self.config, self.plan, self.overrides, record, intervals=self._find_intervals())
+        card = describe_model(self.plan, record, intervals=self._find_intervals())
         export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card, weights=weights)
 
     def _find_intervals(self) -> Intervals:
@@ -261,7 +259,7 @@ class ConfiguredOutput(RunOutput):
         self, model: nn.Module, state: TrainState, weights: Mapping[str, Tensor]
     ) -> Callable[[Path], None]:
         record, processor = self._describe_export(_without_other_metrics(state)), self._processor
-        card = describe_model(self.config, self.plan, self.overrides, record)
+        card = describe_model(self.plan, record)
         return lambda folder: write_files(folder, model, processor, record, card=card, weights=weights)
 
     def offer_weights(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:

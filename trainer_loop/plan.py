@@ -124,7 +124,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that a run is built from, fully checked."""
+    """Everything that a run is built from, fully checked, and the config and overrides it was made of."""
 
     loop_class: type[TrainingLoop]
     precision: str
@@ -135,6 +135,8 @@ class RunPlan:
     scheduler: SchedulerPlan
     inputs: Inputs
     sharding: ShardingPlan
+    config: Config
+    overrides: Overrides
     loss: LossPlan | None = None  # None: the loss of the task
 
 
@@ -257,9 +259,22 @@ class _Planner:
                 "weights are gathered by all together; set its layerdrop to 0 in model.overrides"
             )
         problems.refuse()
-        task, metrics = self.task, self._list_metrics()
+        task = self.task
         assert loop_class and precision and task and optimizer and scheduler and inputs and sharding
-        return RunPlan(loop_class, precision, task, metrics, model, optimizer, scheduler, inputs, sharding, self.loss)
+        return RunPlan(
+            loop_class,
+            precision,
+            task,
+            self._list_metrics(),
+            model,
+            optimizer,
+            scheduler,
+            inputs,
+            sharding,
+            config,
+            overrides,
+            self.loss,
+        )
 
     # ------------------------------------------------------------------------------ checks across several sections
 

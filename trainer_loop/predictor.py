@@ -27,9 +27,9 @@ from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.adapters import is_adapter, load_adapted_model
 from trainer_loop.models.config import count_tabled_positions, count_tokens, find_text_config
-from trainer_loop.models.trials import LONGER, can_answer, make_rows, try_padding
+from trainer_loop.models.trials import LONGER, make_answerable_rows, try_padding
 from trainer_loop.models.weight_files import check_weight_files
-from trainer_loop.parallel.processes import join_rows
+from trainer_loop.parallel.row_outputs import RowOutputs
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
@@ -116,12 +116,9 @@ class Predictor:
         return self.task.fit_positions(count_tabled_positions(self.model))
 
     def _choose_padding_side(self) -> None:
-        rows = make_rows(self.task, self.model, max_length=self.max_length)
-        if not rows:
-            return
-        if not can_answer(self.model, self.task, rows[:1]):
-            rows = make_rows(self.task, self.model, max_length=self.max_length, lengths=LONGER)
-        self.task.use_padding(try_padding(self.model, self.task, rows).side)
+        rows = make_answerable_rows(self.task, self.model, max_length=self.max_length, longer=LONGER)
+        if rows:
+            self.task.use_padding(try_padding(self.model, self.task, rows).side)
 
     @property
     def label_names(self) -> list[str]:
@@ -383,9 +380,7 @@ class Predictor:
         computes_loss: bool,
     ) -> tuple[dict[str, np.ndarray], float, int]:
         """Run the model. Returns outputs by name, the loss sum if `computes_loss`, the target count if `counts`."""
-        outputs_of: dict[str, list[Any]] = {}
-        order: list[int] = []
-        loss_sum, num_targets = 0.0, 0
+        answered, loss_sum, num_targets = RowOutputs(), 0.0, 0
         for places in self._cut(part.lengths):
             before_pass()
             batch = self.task.collate([part.encoded[place] for place in places])
@@ -393,11 +388,8 @@ class Predictor:
             origin = origin_of(part.numbers[part.sources[places[0]]])
             loss, outputs = self._answer(batch, place=origin, computes_loss=computes_loss)
             loss_sum += loss
-            order += places
-            for name, output in outputs.items():
-                outputs_of.setdefault(name, []).append(output)
-        in_order = np.argsort(order)
-        columns = {name: join_rows(outputs)[in_order] for name, outputs in outputs_of.items()}
+            answered.add(places, outputs)
+        columns = answered.join()
         if self.task.merges:
             read = functools.partial(_read, part.rows)
             columns, _ = merge_outputs(self.task, columns, sources=part.sources, read=read)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from torch.utils._pytree import tree_map
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
@@ -53,10 +54,9 @@ _RARE_SHOWN = 5
 _SPLIT = re.compile(r"[\w-]+")  # of the hub; not a slice of one
 
 
-def describe_model(
-    config: Config, plan: RunPlan, overrides: Overrides, record: ExportRecord, *, intervals: Intervals | None = None
-) -> str:
+def describe_model(plan: RunPlan, record: ExportRecord, *, intervals: Intervals | None = None) -> str:
     """The model card of the exported model. intervals: of metrics, by set, such as `test.hard`, and by metric."""
+    config, overrides = plan.config, plan.overrides
     dataset = config.data.name if config.data.name is not None and "train" not in overrides.rows else None
     run_dir = RunDir(config.run_dir)
     adapter = plan.model.adapter
@@ -84,12 +84,12 @@ def describe_model(
             base=_find_base(config, overrides, is_adapter=stays_apart),
             dataset=dataset if dataset is not None and is_name(dataset) else None,
             dataset_config=config.data.config,
-            data=list(_describe_data(config, plan)),
+            data=list(_describe_data(plan)),
             scores=scores,
             metric_names=[name.partition("/")[0] for name in names if "." not in name],
-            settings=dict(_list_settings(config, plan, record)),
+            settings=dict(_list_settings(plan, record)),
             environment=_describe_environment(run_dir.environment),
-            limits=list(_list_limits(config, plan, scores)),
+            limits=list(_list_limits(plan, scores)),
             has_report=config.report,
             tags=[adapter.kind] if adapter is not None else [],
         )
@@ -111,8 +111,8 @@ def gather_beside(
         try:
             files[REPORT] = make_report_to_share(run_dir.root, intervals).encode()
         except Exception as error:  # noqa: BLE001 # no report is worth a push that fails
-            told = f"{REPORT} is left out: {type(error).__name__}: {in_one_line(error)}"
-            notes.append(told.replace("UserError: ", ""))
+            reason = f"{REPORT} is left out: {type(error).__name__}: {in_one_line(error)}"
+            notes.append(reason.replace("UserError: ", ""))
     return files, notes
 
 
@@ -123,11 +123,12 @@ def _find_base(config: Config, overrides: Overrides, *, is_adapter: bool) -> Bas
     return find_base_model(find_model(name), relation="adapter" if is_adapter else "finetune")
 
 
-def _describe_data(config: Config, plan: RunPlan) -> Iterator[str]:
-    if plan.inputs.stream is not None:
-        rows = "rows" if plan.inputs.stream.num_rows is None else plural(plan.inputs.stream.num_rows, "row")
-        mixed, origin = plan.inputs.stream.rows, config.data.name or "files"
-        yield f"train: {rows} of a stream, {mixed.describe() if isinstance(mixed, MixedStream) else origin}"
+def _describe_data(plan: RunPlan) -> Iterator[str]:
+    config, stream = plan.config, plan.inputs.stream
+    if stream is not None:
+        rows = "rows" if stream.num_rows is None else plural(stream.num_rows, "row")
+        origin = stream.rows.describe() if isinstance(stream.rows, MixedStream) else config.data.name or "files"
+        yield f"train: {rows} of a stream, {origin}"
     classes = None if plan.inputs.labels is None else plan.inputs.labels.names
     for name, split in plan.inputs.splits.items():
         sources = dict.fromkeys(_name_source(config, name, place) for place in split.origins.names)
@@ -160,14 +161,15 @@ def _describe_labels(split: TokenisedSplit, names: Sequence[str] | None) -> str:
     ids = split.rows.data.column("label")
     ids = ids if pa.types.is_integer(ids.type) else pc.list_flatten(ids)  # a row may have several
     shares = np.bincount(ids.to_numpy(), minlength=len(names)) / len(split.rows)
-    told = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
+    shown = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
     if len(names) > _MOST_LABELS:
-        return f"; {len(names)} labels, from {told[int(shares.argmax())]} to {told[int(shares.argmin())]}"
-    return "; labels: " + ", ".join(told)
+        return f"; {len(names)} labels, from {shown[int(shares.argmax())]} to {shown[int(shares.argmin())]}"
+    return "; labels: " + ", ".join(shown)
 
 
-def _list_limits(config: Config, plan: RunPlan, scores: Sequence[Scores]) -> Iterator[str]:
+def _list_limits(plan: RunPlan, scores: Sequence[Scores]) -> Iterator[str]:
     """What is not known of the model, or speaks against it, as far as the run can tell."""
+    config = plan.config
     scored = {of.title.partition(" ")[0] for of in scores}
     if not scored:
         yield "It was not evaluated."
@@ -187,8 +189,8 @@ def _list_limits(config: Config, plan: RunPlan, scores: Sequence[Scores]) -> Ite
     labels = plan.inputs.facts["train"].labels if "train" in plan.inputs.facts else None
     rare = sorted((count, label) for label, count in (labels or {}).items() if count < _FEW_ROWS)
     if rare:
-        told = enumerate_some([f"{label} ({count})" for count, label in rare], at_most=_RARE_SHOWN)
-        yield f"Labels with fewer than {_FEW_ROWS} in the training data: {told}."
+        labels_shown = enumerate_some([f"{label} ({count})" for count, label in rare], at_most=_RARE_SHOWN)
+        yield f"Labels with fewer than {_FEW_ROWS} in the training data: {labels_shown}."
     if plan.task.writes:
         yield "What it writes may be wrong, and may repeat what the training data says."
     yield f"This is one training run, with seed {config.seed}; another seed gives other weights."
@@ -197,10 +199,10 @@ def _list_limits(config: Config, plan: RunPlan, scores: Sequence[Scores]) -> Ite
 def _describe_environment(path: Path) -> dict[str, str]:
     """What the run was trained with. path: of environment.json; without it there is nothing."""
     try:
-        found = read_json_object(path)
+        environment = read_json_object(path)
     except (OSError, ValueError):
         return {}
-    values = {name: found.get(name) for name in ("python", "platform", "device", "device_name", "num_processes")}
+    values = {name: environment.get(name) for name in ("python", "platform", "device", "device_name", "num_processes")}
     return {name.replace("_", " "): str(value) for name, value in values.items() if value is not None}
 
 
@@ -215,13 +217,13 @@ def _list_scores(
         before = f"{part}/" if part else ""
         own = {name.removeprefix(before): value for name, value in figures.items() if name.startswith(before)}
         is_hub_split = config.data.name is not None and isinstance(spec, str) and _SPLIT.fullmatch(spec)
-        found = {
+        matching = {
             name: (interval.low, interval.high)
             for name, interval in intervals.get(set_name, {}).items()
             if interval.is_of(own.get(name))
         }
         if own:
-            yield Scores(f"{split} {part}".strip(), config.data.name if is_hub_split else None, spec, own, found)
+            yield Scores(f"{split} {part}".strip(), config.data.name if is_hub_split else None, spec, own, matching)
 
 
 def _read_test_figures(metrics: Path) -> dict[str, float]:
@@ -233,9 +235,9 @@ def _read_test_figures(metrics: Path) -> dict[str, float]:
     return {name.removeprefix("test/"): value for name, value in last.items() if isinstance(value, int | float)}
 
 
-def _list_settings(config: Config, plan: RunPlan, record: ExportRecord) -> Iterator[tuple[str, Any]]:
+def _list_settings(plan: RunPlan, record: ExportRecord) -> Iterator[tuple[str, Any]]:
     """What always decides a training, then all other keys that do and that are not their defaults."""
-    values = mask_secrets(name_sources(values_of(config), with_digest=False))
+    values = mask_secrets(name_sources(values_of(plan.config), with_digest=False))
     yield "batch.size", record.plan["batch.size"]
     yield "train.precision", plan.precision
     for name in _ALWAYS_TOLD:
@@ -244,13 +246,9 @@ def _list_settings(config: Config, plan: RunPlan, record: ExportRecord) -> Itera
     for name, value in values.items():
         is_told = name not in (*_ALWAYS_TOLD, *_NOT_TOLD) and name.partition(".")[0] in _SECTIONS
         if is_told and value is not None and value != KEYS[name].default:
-            yield name, _hide_folders(value)
+            yield name, tree_map(_hide_folder, value)
 
 
-def _hide_folders(value: Any) -> Any:
-    """`bert` of `/home/me/bert`, at any depth: where a file lies here is of no use elsewhere."""
-    if isinstance(value, Mapping):
-        return {name: _hide_folders(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_hide_folders(item) for item in value]
+def _hide_folder(value: Any) -> Any:
+    """`bert` of `/home/me/bert`: where a file lies here is of no use elsewhere."""
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value

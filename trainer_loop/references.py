@@ -68,8 +68,8 @@ def add_references(
             try:
                 kept = load_or_make(folder, partial(_write, values))
             except OSError as error:
-                told = f"data.cache_dir={cache} cannot be used: {in_one_line(error)}; name another"
-                raise UserError(told) from error
+                message = f"data.cache_dir={cache} cannot be used: {in_one_line(error)}; name another"
+                raise UserError(message) from error
         found[name] = replace(split, rows=datasets.concatenate_datasets([split.rows, kept], axis=1))
     return found
 

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer_loop import UserError
-from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.averages import Ema
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification

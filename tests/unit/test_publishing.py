@@ -91,8 +91,8 @@ def test_an_interval_stands_by_the_metric_that_it_is_of():
 
 def limits_of(keys: list[str], scores: list[Scores], *, task: str = "sequence_classification", **facts: SplitFacts):
     config = load_config(None, ["model.name=m", "data.train=x.csv", *keys])
-    plan = SimpleNamespace(inputs=SimpleNamespace(facts=facts), task=load_task(task)())
-    return " ".join(_list_limits(config, cast(RunPlan, plan), scores))
+    plan = SimpleNamespace(config=config, inputs=SimpleNamespace(facts=facts), task=load_task(task)())
+    return " ".join(_list_limits(cast(RunPlan, plan), scores))
 
 
 def test_limits_are_what_the_run_knows():
@@ -121,8 +121,8 @@ def test_all_keys_that_decided_the_training_are_told_without_folders_and_secrets
         "batch.max_tokens=99",
     ]
     config = load_config(None, ["model.name=m", *keys])
-    record = SimpleNamespace(plan={"batch.size": 32})
-    told = dict(_list_settings(config, cast(RunPlan, SimpleNamespace(precision="bf16")), cast(ExportRecord, record)))
+    plan, record = SimpleNamespace(config=config, precision="bf16"), SimpleNamespace(plan={"batch.size": 32})
+    told = dict(_list_settings(cast(RunPlan, plan), cast(ExportRecord, record)))
     assert told == {
         "batch.size": 32,
         "train.precision": "bf16",

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer_loop import Task
 from trainer_loop.ops import attention
-from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.averages import Ema
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 # What a GPU must have finished before the host goes on: a value is read, or the shape of a result depends on values.

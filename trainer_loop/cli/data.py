@@ -111,7 +111,7 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     if inputs.data is None:
         raise UserError(f"task.name: {config.task.name}: it takes rows as they are, so there is nothing to show")
     train = inputs.splits["train"]
-    mixture, weights = make_mixture(config, plan, train), find_weights(config, train)
+    mixture, weights = make_mixture(plan, train), find_weights(config, train)
     if mixture is not None:
         console.say(mixture.describe())
     if weights is not None:

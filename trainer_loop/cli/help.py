@@ -9,8 +9,9 @@ from trainer_loop.config.schema import KEYS, SECTIONS
 from trainer_loop.errors import UserError
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.migrate.translations import describe_unknown
+from trainer_loop.optim.by_name import FromPackage
 from trainer_loop.optim.optimizers import GIVEN as GIVEN_TO_OPTIMIZERS
-from trainer_loop.optim.optimizers import OPTIMIZERS, FromPackage
+from trainer_loop.optim.optimizers import OPTIMIZERS
 from trainer_loop.optim.schedules import GIVEN as GIVEN_TO_SCHEDULES
 from trainer_loop.optim.schedules import SCHEDULES
 from trainer_loop.tasks.describe import describe_task

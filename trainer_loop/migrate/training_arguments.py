@@ -7,6 +7,7 @@ those that belong together; what no function has taken is copied, or told as a n
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from trainer_loop.config.values import shown
 from trainer_loop.config.yaml_core import core_tag, plain
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.migrate.trainer_optimizers import ADAMW, ADEMAMIX_TAKES, OPTIMIZERS
-from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS, with_note
+from trainer_loop.migrate.translations import NOT_NEEDED, TASK_ARGUMENTS, TRANSLATIONS, with_note
 from trainer_loop.parallel.accelerate_file import FSDP_STRATEGIES
 
 
@@ -68,29 +69,7 @@ RENAMED = {
 }
 # Switches of older versions -> the field of today, and its value where they were true.
 _SWITCHES = {"adafactor": ("optim", "adafactor"), "evaluate_during_training": ("eval_strategy", "steps")}
-
-# Tasks, by arguments that only their example scripts have -> the argument of the task, where it has one; `fim.rate` is
-# the entry `rate` of the argument `fim`.
-_SCRIPTS: dict[str, dict[str, str | None]] = {
-    "sequence_regression": {"do_regression": None},
-    "question_answering": {
-        "doc_stride": "stride",
-        "max_answer_length": "max_answer_tokens",
-        "version_2_with_negative": "null_answers",
-        "null_score_diff_threshold": "null_threshold",
-    },
-    "seq2seq": {"source_prefix": "prefix", "max_target_length": "max_target_length", "summary_column": None},
-    "masked_lm": {"mlm_probability": "mask_probability", "line_by_line": "join_texts"},
-    "causal_lm": {
-        "block_size": None,
-        "fim_rate": "fim.rate",
-        "fim_spm_rate": "fim.spm_rate",
-        "fim_prefix_token": "fim.prefix_token",
-        "fim_suffix_token": "fim.suffix_token",
-        "fim_middle_token": "fim.middle_token",
-    },
-    "image_classification": {"image_column_name": None, "train_val_split": None},
-}
+_ARGUMENT = re.compile(r"\{(\w+): (?:\{(\w+):)?")  # of a task, and its entry: `fim` and `rate` of `{fim: {rate: 0.5}}`
 
 
 class Arguments:
@@ -130,7 +109,7 @@ class Arguments:
     def _is_default(self, name: str, value: object) -> bool:
         default, written = self._defaults.get(name), _WRITTEN_DEFAULTS.get(name)
         if isinstance(value, dict) and isinstance(written, dict):
-            return all(part in written and written[part] == said for part, said in value.items())
+            return all(part in written and written[part] == given for part, given in value.items())
         if name in _WRITTEN_DEFAULTS and value == written:
             return True
         return value == default or (_is_empty(value) and _is_empty(default))
@@ -150,8 +129,8 @@ def translate(arguments: Arguments) -> tuple[list[Setting], list[Note]]:
     notes: list[Note] = []
     problems = Problems()
     for group in _GROUPS:
-        for told in problems.collect("", list, group(arguments)) or ():
-            settings.append(told) if isinstance(told, Setting) else notes.append(told)
+        for item in problems.collect("", list, group(arguments)) or ():
+            settings.append(item) if isinstance(item, Setting) else notes.append(item)
     problems.refuse()
     taken = {name for setting in settings for name in setting.names} | {note.name for note in notes}
     for name in arguments.changed():
@@ -178,8 +157,8 @@ def _one_per_key(settings: list[Setting], notes: list[Note]) -> list[Setting]:
         if first.value == setting.value:
             by_key[setting.key] = first._replace(names=(*first.names, *setting.names))
         else:
-            told = f"{setting.key} is {shown(first.value)} already, by {', '.join(first.names)}"
-            notes += [Note(name, told) for name in setting.names]
+            reason = f"{setting.key} is {shown(first.value)} already, by {', '.join(first.names)}"
+            notes += [Note(name, reason) for name in setting.names]
     return [by_key[key] for key in KEYS if key in by_key]
 
 
@@ -212,25 +191,22 @@ def _columns(a: Arguments) -> Iterator[Setting | Note]:
 
 def _task(a: Arguments) -> Iterator[Setting | Note]:
     """The task whose script has such arguments, and its own arguments."""
-    for task, names in _SCRIPTS.items():
-        given = a.changed(*names)
+    for task in dict.fromkeys(task for task, _ in TASK_ARGUMENTS.values()):
+        given = a.changed(*(name for name, (of, _) in TASK_ARGUMENTS.items() if of == task))
         args: dict[str, Any] = {}
         for name in given:
-            argument, _, entry = (names[name] or "").partition(".")
-            if entry:
-                args.setdefault(argument, {})[entry] = a[name]
-            elif argument:
-                args[argument] = a[name]
-        if "join_texts" in args:
-            args["join_texts"] = not args["join_texts"]
+            if example := _ARGUMENT.match(TASK_ARGUMENTS[name][1]):
+                argument, entry = example.groups()
+                value = not a[name] if argument == "join_texts" else a[name]
+                args |= {argument: {**args.get(argument, {}), entry: value} if entry else value}
         if given:
             yield Setting("task.name", task, given)
-        for name in given:  # which have a key of their own besides
-            key, difference = TRANSLATIONS[name]
-            if names[name] is None and not difference:
-                yield Setting(key, a[name], (name,))
         if args:
-            yield Setting("task.args", args, tuple(name for name in given if names[name] is not None))
+            yield Setting("task.args", args, tuple(name for name in given if TASK_ARGUMENTS[name][1]))
+        for name in given:
+            key, difference = TRANSLATIONS[name]
+            if not TASK_ARGUMENTS[name][1] and not difference:
+                yield Setting(key, a[name], (name,))
 
 
 def _batch(a: Arguments) -> Iterator[Setting | Note]:
@@ -272,8 +248,9 @@ _DEEPSPEED_STAGES = {0: "none", 1: "zero2", 2: "zero2", 3: "full"}
 
 
 def _sharding(a: Arguments) -> Iterator[Setting | Note]:
+    details = a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap")
     if names := a.changed("fsdp"):
-        words = str(a["fsdp"]).replace("[", " ").replace("]", " ").replace(",", " ").replace("'", " ").split()
+        words = re.findall(r"[^\[\],' ]+", str(a["fsdp"]))
         chosen = next((word.upper() for word in words if word.upper() in FSDP_STRATEGIES), "FULL_SHARD")
         values = dict(FSDP_STRATEGIES[chosen])
         if _read_fsdp_config(a).get("reshard_after_forward") is False:
@@ -281,10 +258,10 @@ def _sharding(a: Arguments) -> Iterator[Setting | Note]:
         yield from (Setting(f"parallel.{key}", value, names) for key, value in values.items())
         if "offload" in words and values["shard"] != "none":
             yield Setting("parallel.offload", "weights", names)
-    for name in a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap") if not a.changed("fsdp") else ():
-        yield Note(name, "Trainer does not read it without fsdp either")
-    if a.changed("fsdp") and (names := a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap")):
-        yield from _fsdp_config(a, names)
+        if details:
+            yield from _fsdp_config(a, details)
+    else:
+        yield from (Note(name, "Trainer does not read it without fsdp either") for name in details)
     if a.changed("deepspeed"):
         yield from _deepspeed(a)
 
@@ -335,8 +312,8 @@ def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
 
     adam = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
     read = {name for argument in chosen.adam for name in adam[argument]}
-    told = a.changed("adam_beta1", "adam_beta2", "adam_epsilon")
-    for name in told:
+    given = a.changed("adam_beta1", "adam_beta2", "adam_epsilon")
+    for name in given:
         if name not in read:
             yield Note(name, f"Trainer's {a['optim']} does not read it either")
     optim_args = _read_optim_args(a["optim_args"] or "")
@@ -345,7 +322,7 @@ def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
             yield Note("optim_args", f"Trainer's {a['optim']} does not read {name}; see optimizer.args")
     args: dict[str, object] = dict(chosen.args)
     # AdamW's own defaults are those of TrainingArguments.
-    for argument in chosen.adam if chosen is not ADAMW or told else ():
+    for argument in chosen.adam if chosen is not ADAMW or given else ():
         values = [a[name] for name in adam[argument]]
         args[argument] = values if argument == "betas" else values[0]
     args |= {name: value for name, value in optim_args.items() if name in chosen.takes}
@@ -355,7 +332,7 @@ def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
     if a["optim"] in ("schedule_free_adamw", "schedule_free_sgd") and a["warmup_steps"] >= 1:
         args["warmup_steps"] = int(a["warmup_steps"])
     if args:
-        names = (*(name for name in told if name in read), *a.changed("optim_args"))
+        names = (*(name for name in given if name in read), *a.changed("optim_args"))
         yield Setting("optimizer.args", args, names or a.changed("optim"))
 
 

@@ -98,8 +98,32 @@ _OLD_FIELDS: dict[str, tuple[str, str]] = {
     "push_to_hub_organization": ("hub.push", "my-lab/imdb-bert"),
 }
 
-# Arguments of the example scripts of transformers, of Trainer itself, and of other trainers.
+# Arguments of the example scripts of transformers that only one task has -> the task, and an example of its argument;
+# empty: it is another key.
+TASK_ARGUMENTS: dict[str, tuple[str, str]] = {
+    "do_regression": ("sequence_regression", ""),
+    "doc_stride": ("question_answering", "{stride: 128}"),
+    "max_answer_length": ("question_answering", "{max_answer_tokens: 30}"),
+    "version_2_with_negative": ("question_answering", "{null_answers: true}"),
+    "null_score_diff_threshold": ("question_answering", "{null_threshold: 0.0}"),
+    "source_prefix": ("seq2seq", "{prefix: 'summarize: '}"),
+    "max_target_length": ("seq2seq", "{max_target_length: 128}"),
+    "summary_column": ("seq2seq", ""),
+    "mlm_probability": ("masked_lm", "{mask_probability: 0.15}"),
+    "line_by_line": ("masked_lm", "{join_texts: false}"),
+    "block_size": ("causal_lm", ""),
+    "fim_rate": ("causal_lm", "{fim: {rate: 0.5}}"),
+    "fim_spm_rate": ("causal_lm", "{fim: {spm_rate: 0.5}}"),
+    "fim_prefix_token": ("causal_lm", "{fim: {prefix_token: <fim_prefix>}}"),
+    "fim_suffix_token": ("causal_lm", "{fim: {suffix_token: <fim_suffix>}}"),
+    "fim_middle_token": ("causal_lm", "{fim: {middle_token: <fim_middle>}}"),
+    "image_column_name": ("image_classification", ""),
+    "train_val_split": ("image_classification", ""),
+}
+
+# Other arguments of those scripts, of Trainer itself, and of other trainers.
 _OTHER_NAMES: dict[str, tuple[str, str]] = {
+    **{name: ("task.args", example) for name, (_, example) in TASK_ARGUMENTS.items() if example},
     "model_name_or_path": ("model.name", ""),
     "model_type": ("model.type", ""),
     "tokenizer_name": ("model.tokenizer", ""),
@@ -122,19 +146,6 @@ _OTHER_NAMES: dict[str, tuple[str, str]] = {
     "num_beams": ("evaluate.generate.num_beams", ""),
     "train_val_split": ("data.validation_fraction", ""),
     "do_regression": ("task.name", "sequence_regression"),
-    "doc_stride": ("task.args", "{stride: 128}"),
-    "max_answer_length": ("task.args", "{max_answer_tokens: 30}"),
-    "version_2_with_negative": ("task.args", "{null_answers: true}"),
-    "null_score_diff_threshold": ("task.args", "{null_threshold: 0.0}"),
-    "source_prefix": ("task.args", "{prefix: 'summarize: '}"),
-    "max_target_length": ("task.args", "{max_target_length: 128}"),
-    "mlm_probability": ("task.args", "{mask_probability: 0.15}"),
-    "line_by_line": ("task.args", "{join_texts: false}"),
-    "fim_rate": ("task.args", "{fim: {rate: 0.5}}"),
-    "fim_spm_rate": ("task.args", "{fim: {spm_rate: 0.5}}"),
-    "fim_prefix_token": ("task.args", "{fim: {prefix_token: <fim_prefix>}}"),
-    "fim_suffix_token": ("task.args", "{fim: {suffix_token: <fim_suffix>}}"),
-    "fim_middle_token": ("task.args", "{fim: {middle_token: <fim_middle>}}"),
     "text_column": ("data.columns", "{source: article}"),
     "summary_column": ("data.columns", "{target: highlights}"),
     "image_column_name": ("data.columns", "{image: img}"),

@@ -172,29 +172,21 @@ class AdapterPlan:
         refuse(problems)
 
     def merge_into(self, model: nn.Module) -> nn.Module:
-        """The model with the adapter merged into it, where that is asked for. The adapted model is then used up.
-
-        Raises:
-            UserError: peft cannot merge this adapter.
-        """
+        """The model with the adapter merged into it, where that is asked for; see `merge_adapter`."""
         return merge_adapter(model, place=f"{self.place}.merge", remedy="set it to false") if self.merge else model
 
 
 def merge_adapter(model: nn.Module, *, place: str, remedy: str = "") -> nn.Module:
     """The model with its adapter merged into it. The adapted model is then used up.
 
-    Args:
-        place: Of the adapter, for errors.
-
-    Raises:
-        UserError: peft cannot merge this adapter.
+    Raises UserError, which begins with `place`, where peft cannot merge this adapter.
     """
     _take_saved_modules(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, ValueError) as error:
-        told = "; ".join(filter(None, (in_one_line(error), remedy)))
-        raise UserError(f"{place}: this adapter cannot be merged: {told}") from error
+        reason = "; ".join(filter(None, (in_one_line(error), remedy)))
+        raise UserError(f"{place}: this adapter cannot be merged: {reason}") from error
     return merged
 
 
@@ -350,8 +342,8 @@ def load_adapted_model(
     except Exception as error:  # for unknown files peft and transformers may raise anything
         if is_out_of_memory(error):
             raise
-        told = f"{type(error).__name__}: {in_one_line(error)}"
-        raise UserError(f"{model_dir} is an adapter, and cannot be loaded into its model: {told}") from error
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        raise UserError(f"{model_dir} is an adapter, and cannot be loaded into its model: {reason}") from error
     lacking = {*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])}
     if missing := _find_unsaved(adapted, model_dir, lacking):
         raise UserError(
@@ -365,13 +357,13 @@ def _find_base(name: str, model_dir: Path) -> str:
     """The directory or hub id of the base model of an adapter."""
     if not looks_like_path(name) and not Path(name).exists():
         return name  # a hub id
+    place = f"{model_dir} is an adapter beside the model {name}"
     if not Path(name).is_dir():
         raise UserError(
-            f"{model_dir} is an adapter beside the model {name}, which is not there; put it back, or write its new "
-            f"place into base_model_name_or_path of {model_dir / ADAPTER_CONFIG}"
+            f"{place}, which is not there; put it back, or write its new place into base_model_name_or_path of "
+            f"{model_dir / ADAPTER_CONFIG}"
         )
-    told = f"{model_dir} is an adapter beside the model {name}"
-    refuse([f"{told}: {problem}" for problem in check_weight_files(Path(name))])
+    refuse([f"{place}: {problem}" for problem in check_weight_files(Path(name))])
     return name
 
 

@@ -18,9 +18,9 @@ from trainer_loop.models.packing import use_packing
 from trainer_loop.models.plan import ModelPlan
 from trainer_loop.models.trials import (
     Reach,
-    can_answer,
     find_reach,
     freeze_unused,
+    make_answerable_rows,
     make_row,
     make_rows,
     pad_rows,
@@ -154,13 +154,12 @@ def _try_out(
 
 def _make_up_rows(model: nn.Module, task: Task, rows: RowsToRead) -> list[dict[str, Any]]:
     """Rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
-    made_up = make_rows(task, model, max_length=rows.max_length)
-    if not made_up or rows.lengths is None or can_answer(model, task, made_up[:1]):
-        return made_up
+    if rows.lengths is None:
+        return make_rows(task, model, max_length=rows.max_length)
     ordered = np.sort(rows.lengths)
     special = task.tokenizer.num_special_tokens_to_add()
     own = [max(1, int(ordered[place]) - special) for place in (0, len(ordered) // 2, -1)]
-    return make_rows(task, model, max_length=rows.max_length, lengths=own)
+    return make_answerable_rows(task, model, max_length=rows.max_length, longer=own)
 
 
 def _has_own_loss(task: Task) -> bool:

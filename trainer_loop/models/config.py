@@ -178,7 +178,7 @@ def fit_model_config(
     Returns:
         One line for the user for each value that the config had differently.
     """
-    told = []
+    notes = []
     if label_names is not None:
         config.id2label = dict(enumerate(label_names))  # this also sets num_labels
         config.label2id = {label: index for index, label in enumerate(label_names)}
@@ -187,10 +187,10 @@ def fit_model_config(
         config.num_labels = 1
     if problem_type is not None:
         if config.problem_type not in (None, problem_type):
-            told.append(f"model: its config says {config.problem_type}; the export says {problem_type}, as the task")
+            notes.append(f"model: its config says {config.problem_type}; the export says {problem_type}, as the task")
         config.problem_type = problem_type
     if tokenizer is None:
-        return told
+        return notes
     parts = _text_parts(config)
     for part in parts:
         part.pad_token_id = tokenizer.pad_token_id
@@ -200,7 +200,7 @@ def fit_model_config(
         text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     ends = list_ids(getattr(text, "eos_token_id", None))
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        told.append(
+        notes.append(
             f"model: the end token of its config ({', '.join(map(str, ends)) or 'none'}) is not that of the tokenizer, "
             f"which is taken: {tokenizer.eos_token} ({tokenizer.eos_token_id})"
         )
@@ -209,7 +209,7 @@ def fit_model_config(
     begin = getattr(config, "decoder_start_token_id", None)
     if config.is_encoder_decoder and (begin is None or (new_vocabulary and begin >= text.vocab_size)):
         config.decoder_start_token_id = tokenizer.pad_token_id  # as in T5
-    return told
+    return notes
 
 
 def count_tokens(tokenizer: Any) -> int:

@@ -79,9 +79,9 @@ def _build(plan: "ModelPlan", config: PretrainedConfig, model_class: str) -> Any
         if is_out_of_memory(error):
             raise
         if plan.attention == "auto":
-            told = in_one_line(error, at_most=200)
+            reason = in_one_line(error, at_most=200)
             raise UserError(
-                f"model: transformers cannot build this {model_class}: {told}; see model.overrides"
+                f"model: transformers cannot build this {model_class}: {reason}; see model.overrides"
             ) from error
         raise UserError(_explain_attention(plan.attention, error)) from error
 
@@ -249,5 +249,5 @@ def _list_of(parameter: str) -> str | None:
 
 
 def _explain_attention(attention: str, error: Exception) -> str:
-    told = in_one_line(error, at_most=200)
-    return f"model.attention: {attention} cannot be used: {told}; set model.attention=auto"
+    reason = in_one_line(error, at_most=200)
+    return f"model.attention: {attention} cannot be used: {reason}; set model.attention=auto"

@@ -19,6 +19,7 @@ from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, first_position
 from trainer_loop.ops.attention import attend, can_exchange_attention, cast_as_autocast, takes_causal
+from trainer_loop.runtime.randomness import evaluating
 from trainer_loop.tasks.task import pack_rows
 
 ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations
@@ -48,10 +49,8 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
     if rows_at_head and not stacks:
         raise _refusal(f"the head of {name} does not follow a stack of layers of its own")
 
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             rows = _probe_rows(model)
             alone = [model(input_ids=torch.tensor([row["input_ids"]], device=model.device)).logits[0] for row in rows]
             AttentionInterface.register(ATTENTION, attend_rows)  # no mask function: none is needed
@@ -70,7 +69,6 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
         raise _refusal(f"{name} answers nothing but zeros, so packing cannot be tried")
     if not difference <= _TOLERANCE * largest:  # nan counts as a difference
         raise _refusal(f"{name} gives other results for packed rows, by {difference:.2g}")
-    model.train(was_training)
 
 
 def attend_rows(

@@ -173,7 +173,10 @@ class ModelPlan:
             label_names=label_names,
             problem_type=task.problem_type,
         )
-        empty = self._make_empty(config, task)
+        empty: Any = self.given
+        if empty is None or self.adapter is not None:  # which changes the model that it is tried on
+            model_class = str(task.auto_model)
+            empty = make_empty_model(config, model_class=model_class, trust_remote_code=self.trust_remote_code)
         if tokenizer is not None:
             problems.lines += check_model_config(
                 config,
@@ -193,12 +196,6 @@ class ModelPlan:
             problems.collect("optimizer.", check_patterns, empty, frozen=frozen, rules=rules)
         problems.refuse()
         return lines
-
-    def _make_empty(self, config: PretrainedConfig, task: Task) -> Any:
-        """The model without memory for its weights; one that was given as it is, unless an adapter would change it."""
-        if self.given is not None and self.adapter is None:
-            return self.given
-        return make_empty_model(config, model_class=str(task.auto_model), trust_remote_code=self.trust_remote_code)
 
     def check_outputs(self, config: PretrainedConfig, num_outputs: int, *, are_numbers: bool) -> None:
         """Raise UserError where a model that was given has another number of outputs than there are classes.
@@ -227,13 +224,12 @@ class ModelPlan:
         is_regression = task.problem_type == "regression"
         count = len(label_names) if label_names is not None else 1 if is_regression else None
         if count is not None and num_labels not in (None, count):
-            decides = (
-                f"the data has {count} classes, which decide; leave it out, and name classes that have no rows in "
-            )
-            decides += "data.label_names"
             if is_regression:
                 numbers = "one number is" if label_names is None else f"{count} numbers are"
                 decides = f"{numbers} predicted; leave it out"
+            else:
+                remedy = "leave it out, and name classes that have no rows in data.label_names"
+                decides = f"the data has {count} classes, which decide; {remedy}"
             problems.append(f"model.overrides.num_labels: {num_labels}, but {decides}")
         problems += [
             f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"

@@ -16,9 +16,10 @@ from trainer_loop.data.loader import move_batch
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, without_numbers
-from trainer_loop.ops.output_head import evaluating, find_leaves
+from trainer_loop.ops.output_head import find_leaves
 from trainer_loop.optim.layers import LINEAR_LAYERS, modules_above
 from trainer_loop.runtime.memory import is_out_of_memory
+from trainer_loop.runtime.randomness import evaluating, keeping_random_state
 from trainer_loop.tasks.task import Batch, Task
 
 LENGTHS = (2, 5, 19)  # approximate numbers of tokens of the made-up rows
@@ -51,16 +52,22 @@ class PaddingTrial:
 def make_rows(
     task: Task, model: nn.Module, *, max_length: int, lengths: Sequence[int] = LENGTHS
 ) -> list[dict[str, Any]]:
-    """Rows of different lengths of ordinary tokens, encoded by the task.
+    """Rows of about these numbers of ordinary tokens, encoded by the task. max_length: of the longest row of the run.
 
     If the positions of the model depend on the longest row of a batch, one more row is long enough to show this.
-
-    Args:
-        max_length: tokens of the longest row of the run.
-        lengths: approximate numbers of tokens.
     """
     tried = [*lengths, *_find_turning_length(model, max_length=max_length)]
     return [row for length in tried for row in make_row(task, length, max_length=max_length)]
+
+
+def make_answerable_rows(
+    task: Task, model: nn.Module, *, max_length: int, longer: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Such rows, of these longer lengths where the model cannot answer short ones."""
+    rows = make_rows(task, model, max_length=max_length)
+    if not rows or can_answer(model, task, rows[:1]):
+        return rows
+    return make_rows(task, model, max_length=max_length, lengths=longer)
 
 
 def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]]:
@@ -264,8 +271,7 @@ def read_answer(outputs: Any) -> Tensor:
 @contextlib.contextmanager
 def _answering(model: nn.Module) -> Iterator[None]:
     """Run the model without dropout and restore the random state afterwards."""
-    device = next(model.parameters()).device
-    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with evaluating(model), keeping_random_state():
         torch.manual_seed(0)
         yield
 

@@ -56,10 +56,8 @@ def attend(
     """Attention of queries over keys and values.
 
     Args:
-        module: the attention module that calls this function.
         query: `[B, H, T, D]`. `key` and `value` are `[B, K, S, D]`; K divides H.
         attention_mask: `[B or 1, 1, T, S]`, true where a query may attend to a key; None for all keys.
-        dropout: dropout of the probabilities.
         scaling: factor of the scores; None for `D ** -0.5`.
         is_causal: whether a query attends only to itself and earlier keys; None takes the value of the module.
         position_bias: `[1, H, T, S]`, added to the scores.
@@ -73,18 +71,8 @@ def attend(
     if not is_plain or not is_faster_on_cpu(
         query, key, value, attention_mask, position_bias, causal=causal, dropout=dropout
     ):
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            position_bias=position_bias,
-            **others,
-        )
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **others)  # type: ignore[no-any-return]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     repeats = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)

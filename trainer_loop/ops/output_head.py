@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from trainer_loop.runtime.memory import is_out_of_memory
+from trainer_loop.runtime.randomness import evaluating, keeping_random_state
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Forward = Callable[..., Tensor]
@@ -58,15 +59,9 @@ class OutputHead:
             self._depends_on_logits_alone(loss_function)
 
     def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
-        """Compute a loss chunk by chunk; the result is differentiable.
+        """The sum of a loss over N tokens, `[]`, computed chunk by chunk; it can be differentiated.
 
-        Args:
-            hidden: hidden states `[N, D]`.
-            targets: `[N]`.
-            loss_function: maps logits `[n, V]` and targets `[n]` to a sum.
-
-        Returns:
-            The sum over all N tokens, `[]`.
+        hidden: hidden states `[N, D]`. targets: `[N]`. loss_function: logits `[n, V]`, targets `[n]` -> a sum.
         """
         weight, bias = self.linear.weight, self.linear.bias
         if torch.is_grad_enabled() and self.dtype != torch.float16 and self._depends_on_logits_alone(loss_function):
@@ -88,8 +83,7 @@ class OutputHead:
             weight = self.linear.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
             logits = torch.zeros(2, len(weight), dtype=dtype, device=weight.device, requires_grad=True)
-            devices = [weight.device] if weight.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):  # a resumed run repeats this trial: draw nothing
+            with keeping_random_state():  # a resumed run repeats this trial
                 loss = loss_function(logits, torch.arange(2, device=weight.device))
             self._of_logits_alone[loss_function] = all(leaf is logits for leaf in find_leaves(loss.grad_fn))
         return self._of_logits_alone[loss_function]
@@ -167,18 +161,6 @@ class _MadeUp:
             self.dtype = torch.get_autocast_dtype(kind)
         self.numbers.append(torch.linspace(-1000, 1000, math.prod(shape)).to(input).view(shape))
         return self.numbers[-1]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the model without dropout, which would consume random numbers of the step."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _split(hidden: Tensor, vocabulary: int) -> list[slice]:

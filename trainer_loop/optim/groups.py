@@ -91,13 +91,11 @@ def make_groups(
     """Put every trainable parameter into exactly one group. Groups with the learning rate `lr` come first.
 
     The first matching rule applies. Parameters without a rule get these values: matrices have weight decay; vectors,
-    and parameters whose name contains bias or norm, have none. The learning rate is multiplied by `layer_decay` for
-    each layer below the head. One more layer below the head starts to learn after every `unfreeze_every` updates.
+    and parameters whose name contains bias or norm, have none. The learning rate `lr` of the head is multiplied by
+    `layer_decay` for each layer below it. After every `unfreeze_every` updates, unless this is 0, one more layer below
+    the head starts to learn.
 
     Args:
-        lr: learning rate of the head.
-        layer_decay: factor of the learning rate for each layer below the head; 1 disables it.
-        unfreeze_every: number of updates between two layers that start to learn; 0 disables it.
         hidden_matrices_apart: whether the weights of linear layers inside the model's layers get their own groups.
         calls: see `find_depths`.
     """

@@ -81,13 +81,13 @@ def _list_called_layers(model: nn.Module) -> list[list[str]]:
 def _list_layers(model: nn.Module, kind: type[nn.Module]) -> list[list[str]]:
     """The entries with parameters of each outermost container of this kind."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
-    inside = {_join(name, part) for name, module in found for part, _ in module.named_modules() if part}
+    inside = {inner for name, module in found for inner, _ in module.named_modules(prefix=name) if inner != name}
     return [
-        [_join(name, part) for part, entry in module.named_children() if any(True for _ in entry.parameters())]
+        [
+            f"{name}.{part}".removeprefix(".")
+            for part, entry in module.named_children()
+            if next(entry.parameters(), None) is not None
+        ]
         for name, module in found
         if name not in inside
     ]
-
-
-def _join(name: str, part: str) -> str:
-    return f"{name}.{part}" if name else part

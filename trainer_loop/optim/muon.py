@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 
-from trainer_loop.errors import UserError
 from trainer_loop.optim.joined import JoinedOptimizer
 
 
@@ -14,15 +12,7 @@ class MuonWithAdamW(JoinedOptimizer):
     """`torch.optim.Muon` on the groups marked `is_hidden_matrix`, `torch.optim.AdamW` on the others.
 
     Muon's updates are scaled to the size of AdamW's updates (`match_rms_adamw`), so one learning rate fits both.
-
-    Args:
-        params: parameter groups.
-        lr, weight_decay: of groups without their own.
-        momentum, nesterov, ns_steps: arguments of Muon.
-        betas, eps, fused: arguments of AdamW.
-
-    Raises:
-        UserError: this version of torch has no Muon.
+    `momentum`, `nesterov` and `ns_steps` are arguments of Muon; `betas`, `eps` and `fused` of AdamW.
     """
 
     def __init__(
@@ -37,26 +27,14 @@ class MuonWithAdamW(JoinedOptimizer):
         eps: float = 1e-8,
         fused: bool | None = None,
     ):
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"optimizer.name: muon needs torch 2.9 or newer, and this is {torch.__version__}")
         groups = list(params)
         of_muon = [group for group in groups if group.get("is_hidden_matrix")]
         of_adamw = [group for group in groups if not group.get("is_hidden_matrix")]
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        steps: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
         parts: list[Optimizer] = []
         if of_muon:
-            parts.append(
-                torch.optim.Muon(
-                    of_muon,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    momentum=momentum,
-                    nesterov=nesterov,
-                    ns_steps=ns_steps,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            parts.append(Muon(of_muon, **shared, **steps, adjust_lr_fn="match_rms_adamw"))
         if of_adamw:
-            parts.append(
-                AdamW(of_adamw, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=fused)
-            )
+            parts.append(AdamW(of_adamw, **shared, betas=(betas[0], betas[1]), eps=eps, fused=fused))
         super().__init__(parts)

@@ -1,6 +1,5 @@
 """Optimizers by name or dotted path. `OptimizerPlan.check` checks the whole section before anything loads."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,38 +9,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer_loop.components import check_arguments, choose
-from trainer_loop.errors import UserError, in_one_line, refuse
+from trainer_loop.components import check_arguments
+from trainer_loop.errors import UserError, refuse
+from trainer_loop.optim.averages import is_schedule_free
+from trainer_loop.optim.by_name import FromPackage, find_by_name
 from trainer_loop.optim.groups import GroupRule, ParameterGroup, check_patterns, freeze_parameters, make_groups
 from trainer_loop.optim.muon import MuonWithAdamW
-from trainer_loop.optim.schedule_free import is_schedule_free
 from trainer_loop.optim.schedules import count_steps
 from trainer_loop.parallel.sharding import FUSED_ON_PARTS, is_spread
 
 OptimizerFactory = Callable[..., Optimizer]
-
-
-@dataclass(frozen=True)
-class FromPackage:
-    """An optimizer of an optional package."""
-
-    module: str
-    name: str
-    package: str  # name for pip
-
-    def load(self, place: str) -> OptimizerFactory:
-        """Import the optimizer class; UserError where the package is not installed or does not work here."""
-        try:
-            found: OptimizerFactory = getattr(importlib.import_module(self.module), self.name)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"{place} needs the package {self.package}: pip install {self.package}, or trainer_loop[optimizers]"
-            ) from error
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            raise UserError(f"{place}: the package {self.package} does not work here: {in_one_line(error)}") from error
-        return found
-
-
 OPTIMIZERS: dict[str, OptimizerFactory | FromPackage] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
@@ -99,20 +76,19 @@ class OptimizerPlan:
         return self
 
     def group(self, model: nn.Module, *, num_steps: int, calls: Sequence[str] = ()) -> list[ParameterGroup]:
-        """Freeze what `freeze` names and group the rest.
+        """Freeze what `freeze` names and group the rest. num_steps: of the run. calls: see `find_depths`.
 
-        Args:
-            num_steps: of the run; steps that are given as shares are shares of it.
-            calls: see `find_depths`.
-
-        Raises:
-            UserError: a pattern means nothing in this model, or something would never learn.
+        Raises UserError where a pattern means nothing in this model, or something would never learn.
         """
-        rules = []
-        for group in self.groups:
-            at = group.get("unfreeze_at")
-            steps = None if at is None else count_steps(at, num_steps)
-            rules.append(GroupRule(group["match"], group.get("lr"), group.get("weight_decay"), steps))
+        rules = [
+            GroupRule(
+                group["match"],
+                group.get("lr"),
+                group.get("weight_decay"),
+                None if group.get("unfreeze_at") is None else count_steps(group["unfreeze_at"], num_steps),
+            )
+            for group in self.groups
+        ]
         check_patterns(model, frozen=self.freeze, rules=rules)
         freeze_parameters(model, self.freeze)
         made = make_groups(
@@ -131,8 +107,7 @@ class OptimizerPlan:
     def make(self, groups: Sequence[ParameterGroup]) -> Optimizer:
         """Make the optimizer over the groups; it is fused where torch supports this for the devices of the weights.
 
-        Raises:
-            UserError: the optimizer rejects its arguments.
+        Raises UserError where the optimizer rejects its arguments.
         """
         given = [group.for_optimizer() for group in groups]
         if self.takes_hidden_matrices_apart:
@@ -151,7 +126,7 @@ class OptimizerPlan:
         return made
 
     def _can_fuse(self, groups: Sequence[ParameterGroup]) -> bool:
-        parameters = _list_parameters(groups)
+        parameters = [parameter for group in groups for parameter in group.parameters.values()]
         return (
             "fused" in inspect.signature(find_optimizer(self.name)).parameters
             and not ({"foreach", "capturable", "differentiable"} & set(self.args))
@@ -161,14 +136,10 @@ class OptimizerPlan:
         )
 
 
-def _list_parameters(groups: Sequence[ParameterGroup]) -> list[nn.Parameter]:
-    return [parameter for group in groups for parameter in group.parameters.values()]
-
-
 def find_optimizer(name: str) -> OptimizerFactory:
     """The optimizer of a name or dotted path; raises UserError where there is none."""
-    found = choose(name, OPTIMIZERS, place="name")
-    return found.load(f"name: {name}") if isinstance(found, FromPackage) else found
+    factory: OptimizerFactory = find_by_name(name, OPTIMIZERS, place="name")
+    return factory
 
 
 def _refuse_idle(groups: Sequence[ParameterGroup], num_steps: int) -> None:

@@ -1,10 +1,9 @@
 """Learning rate schedules: the names of transformers' get_scheduler, one_cycle, or a dotted path."""
 
 import functools
-import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from trainer_loop.components import check_arguments, choose
+from trainer_loop.components import check_arguments
 from trainer_loop.errors import UserError, refuse
+from trainer_loop.optim.by_name import FromPackage, find_by_name
 from trainer_loop.runtime.shares import take_share
 
 _NEED_METRICS = ("reduce_lr_on_plateau", "greedy")
@@ -94,51 +94,26 @@ def _make_one_cycle(
     )
 
 
-_OWN: dict[str, Callable[..., LRScheduler]] = {
+def _of_transformers(name: str) -> FromPackage:
+    """With peft and bitsandbytes installed, transformers.optimization imports these, which takes two seconds."""
+    return FromPackage("transformers.optimization", name, "transformers")
+
+
+SCHEDULES: dict[str, Callable[..., LRScheduler] | FromPackage] = {
     "linear": _make_linear,
     "cosine": _make_cosine,
     "constant": _make_constant,
     "constant_with_warmup": _make_constant_with_warmup,
     "one_cycle": _make_one_cycle,
+    "cosine_with_restarts": _of_transformers("get_cosine_with_hard_restarts_schedule_with_warmup"),
+    "polynomial": _of_transformers("get_polynomial_decay_schedule_with_warmup"),
+    "inverse_sqrt": _of_transformers("get_inverse_sqrt_schedule"),
+    "reduce_lr_on_plateau": _of_transformers("get_reduce_on_plateau_schedule"),
+    "cosine_with_min_lr": _of_transformers("get_cosine_with_min_lr_schedule_with_warmup"),
+    "cosine_warmup_with_min_lr": _of_transformers("get_cosine_with_min_lr_schedule_with_warmup_lr_rate"),
+    "warmup_stable_decay": _of_transformers("get_wsd_schedule"),
+    "greedy": _of_transformers("get_greedy_schedule"),
 }
-_OF_TRANSFORMERS = {
-    "cosine_with_restarts": "get_cosine_with_hard_restarts_schedule_with_warmup",
-    "polynomial": "get_polynomial_decay_schedule_with_warmup",
-    "inverse_sqrt": "get_inverse_sqrt_schedule",
-    "reduce_lr_on_plateau": "get_reduce_on_plateau_schedule",
-    "cosine_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup",
-    "cosine_warmup_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
-    "warmup_stable_decay": "get_wsd_schedule",
-    "greedy": "get_greedy_schedule",
-}
-
-
-class _Schedules(Mapping[str, Callable[..., LRScheduler]]):
-    """The schedules by name.
-
-    transformers.optimization is imported if one of its schedules is asked for: with peft and bitsandbytes installed,
-    it imports these, which takes two seconds.
-    """
-
-    def __getitem__(self, name: str) -> Callable[..., LRScheduler]:
-        if name in _OWN:
-            return _OWN[name]
-        made: Callable[..., LRScheduler] = getattr(
-            importlib.import_module("transformers.optimization"), _OF_TRANSFORMERS[name]
-        )
-        return made
-
-    def __contains__(self, name: object) -> bool:
-        return name in _OWN or name in _OF_TRANSFORMERS
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*_OWN, *_OF_TRANSFORMERS])
-
-    def __len__(self) -> int:
-        return len(_OWN) + len(_OF_TRANSFORMERS)
-
-
-SCHEDULES = _Schedules()
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that a plan passes
 
 
@@ -153,7 +128,8 @@ class SchedulerPlan:
 
     @property
     def factory(self) -> Callable[..., LRScheduler]:
-        return choose(self.name, SCHEDULES, place="scheduler.name")
+        found: Callable[..., LRScheduler] = find_by_name(self.name, SCHEDULES, place="name")
+        return found
 
     @property
     def needs_metric(self) -> bool:
@@ -168,8 +144,7 @@ class SchedulerPlan:
 
     def check(self) -> "SchedulerPlan":
         """Return the plan. Raises UserError with all that is wrong with the section."""
-        factory = choose(self.name, SCHEDULES, place="name")
-        problems = check_arguments(factory, self.args, place="args", given=GIVEN)
+        problems = check_arguments(self.factory, self.args, place="args", given=GIVEN)
         if self.metric is not None and not self.needs_metric:
             problems.append(f"metric: {self.metric}: {self.name} follows none; remove it")
         refuse(problems)
@@ -184,11 +159,7 @@ class SchedulerPlan:
     def make(self, optimizer: Optimizer, *, num_steps: int) -> LRScheduler:
         """Make the schedule over `num_steps` updates. It is stepped once per update on any number of processes.
 
-        Args:
-            optimizer: the torch optimizer itself, not accelerate's wrapper.
-
-        Raises:
-            UserError: the schedule rejects its arguments.
+        optimizer: torch's own, not accelerate's wrapper. Raises UserError where the schedule rejects its arguments.
         """
         accepted = inspect.signature(self.factory).parameters
         given = {"num_warmup_steps": count_steps(self.warmup, num_steps), "num_training_steps": num_steps}

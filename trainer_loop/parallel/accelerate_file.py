@@ -17,12 +17,8 @@ FSDP_STRATEGIES: dict[str, dict[str, Any]] = {
     "HYBRID_SHARD": {"shard": "full", "replicate": "auto"},
     "HYBRID_SHARD_ZERO2": {"shard": "zero2", "replicate": "auto"},
 }
-# Variables that mean something without a counterpart here where they have this value.
-_WITHOUT_COUNTERPART = {
-    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
-}
-_REMEDIES = {"FSDP_ACTIVATION_CHECKPOINTING": ("true", "model.gradient_checkpointing=true")}
+# Variables and the values of them that have no counterpart here.
+_WITHOUT_COUNTERPART = ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD=true", "FSDP_AUTO_WRAP_POLICY=SIZE_BASED_WRAP")
 
 
 @dataclass(frozen=True)
@@ -59,18 +55,13 @@ def translate_fsdp(environment: Mapping[str, str]) -> TranslatedFile | None:
         values["layers"] = [name.strip() for name in layers.split(",")]
     if environment.get("FSDP_OFFLOAD_PARAMS") == "true" and values["shard"] != "none":
         values["offload"] = "weights"
-    told = " ".join(f"parallel.{key}={_spell(value)}" for key, value in values.items())
-    lost = [f"{name}={value}" for name, value in _WITHOUT_COUNTERPART.items() if environment.get(name) == value]
-    remedies = [
-        f"set {key} for {name}={value}" for name, (value, key) in _REMEDIES.items() if environment.get(name) == value
-    ]
-    notice = "; ".join(
-        [
-            f"accelerate's FSDP file means {told}",
-            *remedies,
-            *([f"without counterpart: {', '.join(lost)}"] if lost else []),
-        ]
-    )
+    keys = " ".join(f"parallel.{key}={value}" for key, value in values.items()).replace("'", "")  # of names in a list
+    notice = f"accelerate's FSDP file means {keys}"
+    given = [f"{name}={value}" for name, value in environment.items()]
+    if "FSDP_ACTIVATION_CHECKPOINTING=true" in given:
+        notice += "; set model.gradient_checkpointing=true for FSDP_ACTIVATION_CHECKPOINTING=true"
+    if lost := [setting for setting in _WITHOUT_COUNTERPART if setting in given]:
+        notice += f"; without counterpart: {', '.join(lost)}"
     return TranslatedFile(values, notice)
 
 
@@ -87,7 +78,3 @@ def _find_strategy(environment: Mapping[str, str]) -> dict[str, Any]:
             "in the file of accelerate, or parallel.shard"
         )
     return dict(FSDP_STRATEGIES[name])
-
-
-def _spell(value: Any) -> str:
-    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)

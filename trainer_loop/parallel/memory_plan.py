@@ -19,7 +19,7 @@ from trainer_loop.runtime.outline import Outline, update
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldTensors:
     """What a process holds without shards, as tensors of any kind that have a shape and a type.
 
     Args:
@@ -41,7 +41,7 @@ class Held:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on a process, by what they are for. None: unknown."""
+    """Bytes on a process, by what they are for. None: unknown. What is measured, passes and updates, is added later."""
 
     weights: int  # that the process keeps, as the optimizer state and the averages
     optimizer: int | None
@@ -62,53 +62,35 @@ class MemoryPlan:
         return kept + max(in_pass, self.gradients + self.gathered + self.exchange, self.gradients + self.update)
 
 
-def plan_whole(
-    held: Held, *, num_processes: int, accumulates: bool, activations: int | None = 0, update: int = 0
-) -> MemoryPlan:
+def plan_whole(held: HeldTensors, *, num_processes: int, accumulates: bool) -> MemoryPlan:
     """Every process has the whole model. accumulates: some steps have several microbatches on a process."""
     kept = _keep(held)
     # DistributedDataParallel keeps buckets, in which gradients lie; those that are added up lie beside them first.
-    buckets = kept["gradients"] if num_processes > 1 else 0
-    return MemoryPlan(
-        **kept,
-        waiting=kept["gradients"] + buckets if accumulates else buckets,
-        exchange=buckets if accumulates else 0,
-        activations=activations,
-        update=update,
-    )
+    buckets = kept.gradients if num_processes > 1 else 0
+    if accumulates:
+        return replace(kept, waiting=kept.gradients + buckets, exchange=buckets)
+    return replace(kept, waiting=buckets)
 
 
-def plan_zero2(
-    held: Held,
-    *,
-    num_parts: int,
-    accumulates: bool,
-    reduce_dtype: torch.dtype,
-    activations: int | None = 0,
-    update: int = 0,
-) -> MemoryPlan:
+def plan_zero2(held: HeldTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
     """Every process has a part of everything, and in a step the whole weights and gradients."""
     buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
-    return MemoryPlan(
-        **_keep(held, num_parts),
+    return replace(
+        _keep(held, num_parts),
         waiting=count_bytes(_learning(held.weights), dtype=reduce_dtype) if accumulates else 0,
         gathered=count_bytes(held.weights, num_parts, padded=True),
         exchange=count_bytes(_learning(held.rest)) + buffer,
-        activations=activations,
-        update=update // num_parts,
     )
 
 
 def plan_full(
-    held: Held,
+    held: HeldTensors,
     *,
     num_parts: int,
     accumulates: bool,
     cast_to: torch.dtype | None,
     reduce_dtype: torch.dtype,
     keeps_gradients: bool = False,
-    activations: int | None = 0,
-    update: int = 0,
 ) -> MemoryPlan:
     """Every process has a part of everything, and in a pass the weights of two layers and of the rest.
 
@@ -117,16 +99,14 @@ def plan_full(
         keeps_gradients: they are whole until the last microbatch of a step.
     """
     kept = _keep(held, num_parts)
-    earlier = count_bytes(_learning(held.weights), dtype=reduce_dtype) if keeps_gradients else kept["gradients"]
+    earlier = count_bytes(_learning(held.weights), dtype=reduce_dtype) if keeps_gradients else kept.gradients
     layer = count_bytes(max(held.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
     buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
-    return MemoryPlan(
-        **kept,
+    return replace(
+        kept,
         waiting=earlier if accumulates else 0,
         gathered=2 * layer + count_bytes(held.rest, num_parts, dtype=cast_to, padded=True),
         exchange=count_bytes(_learning(held.rest), dtype=cast_to) + buffer,
-        activations=activations,
-        update=update // num_parts,
     )
 
 
@@ -148,20 +128,21 @@ def offload(plan: MemoryPlan, *, keeps_gradients: bool) -> MemoryPlan:
     )
 
 
-def _keep(held: Held, num_parts: int = 1) -> dict[str, Any]:
-    return {
-        "weights": count_bytes(held.weights, num_parts),
-        "optimizer": None if held.state is None else count_bytes(held.state, num_parts),
-        "averages": count_bytes(held.averages, num_parts),
-        "gradients": count_bytes(_learning(held.weights), num_parts),
-    }
+def _keep(held: HeldTensors, num_parts: int = 1) -> MemoryPlan:
+    """What a process that has one of so many parts of everything keeps between steps."""
+    return MemoryPlan(
+        weights=count_bytes(held.weights, num_parts),
+        optimizer=None if held.state is None else count_bytes(held.state, num_parts),
+        averages=count_bytes(held.averages, num_parts),
+        gradients=count_bytes(_learning(held.weights), num_parts),
+    )
 
 
 def _learning(weights: Iterable[Tensor]) -> list[Tensor]:
     return [weight for weight in weights if weight.requires_grad]
 
 
-def _largest(held: Held) -> Sequence[Tensor]:
+def _largest(held: HeldTensors) -> Sequence[Tensor]:
     """The weights that learn of the group that has most of them."""
     return max(map(_learning, (*held.layers, held.rest)), key=count_bytes)
 
@@ -176,14 +157,11 @@ def count_bytes(
         dtype: their type while they are counted; None: their own.
         padded: count all parts, each as long as the first.
     """
-    times = num_parts if padded else 1
-    return sum(count_one(tensor, num_parts, dtype) * times for tensor in tensors)
-
-
-def count_one(tensor: Tensor, num_parts: int = 1, dtype: torch.dtype | None = None) -> int:
-    """Bytes of one tensor, see `count_bytes`."""
-    rows, *others = tensor.shape or (1,)
-    return math.ceil(rows / num_parts) * math.prod(others) * (dtype or tensor.dtype).itemsize
+    total = 0
+    for tensor in tensors:
+        rows, *others = tensor.shape or (1,)
+        total += math.ceil(rows / num_parts) * math.prod(others) * (dtype or tensor.dtype).itemsize
+    return total * (num_parts if padded else 1)
 
 
 def count_missing_state(optimizer: Optimizer) -> int:

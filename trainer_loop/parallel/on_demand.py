@@ -8,7 +8,7 @@ part, and the processes send each other their parts.
 
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +102,7 @@ class MemoryOnDemand(TorchDispatchMode):
             weight = self._find(parameter)
             if weight in self._here:
                 self._free(weight)
-        for module in model.modules():
-            for name, own in module._parameters.items():
-                if own is not None:
-                    module._parameters[name] = empty[own]
+        replace_parameters(model, empty)
         self._weights.clear()
         self._here.clear()
         return parts
@@ -151,9 +148,8 @@ class MemoryOnDemand(TorchDispatchMode):
             return False
         device = torch.device(options.get("device") or tensor.device)
         moves = device != tensor.device and device.type != "meta"
-        is_of_file = (
-            not tensor.untyped_storage().resizable()
-        )  # or of an array: these are neither of 16 bits nor parameters
+        # Or of an array: these are neither of 16 bits nor parameters.
+        is_of_file = not tensor.untyped_storage().resizable()
         if moves:
             return isinstance(tensor, nn.Parameter) and (is_of_file or self._find(tensor) is not None)
         return is_of_file and tensor.dtype in _HALF and not isinstance(tensor, nn.Parameter)
@@ -269,3 +265,11 @@ class MemoryOnDemand(TorchDispatchMode):
 
 def _has_memory(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.device.type != "meta"
+
+
+def replace_parameters(model: nn.Module, by: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Give a model other parameters in the places of its own."""
+    for module in model.modules():
+        for name, own in module._parameters.items():
+            if own is not None:
+                module._parameters[name] = by[own]

@@ -9,6 +9,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from trainer_loop.errors import UserError, refuse
+from trainer_loop.runtime.host import count_launched_processes
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ShardingPlan:
     @property
     def reduces_once(self) -> bool:
         """Whether gradients are added up over the processes once a step, and are whole until then."""
-        return self.exchange == "step"
+        return self.gathers_once or self.exchange == "step"
 
     @property
     def offloads(self) -> bool:
@@ -43,13 +44,16 @@ class ShardingPlan:
 
     @property
     def num_replicas(self) -> int:
-        """Groups of processes that hold a copy of the model each."""
-        return _count_machines() if self.replicate == "auto" else int(self.replicate)
+        """Groups of processes that hold a copy of the model each; `auto` is one a machine."""
+        if self.replicate != "auto":
+            return int(self.replicate)
+        num_processes = count_launched_processes()
+        return max(1, num_processes // int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
 
     @property
     def gradient_type(self) -> torch.dtype:
         """In which gradients are added up over processes."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.reduce_dtype]
+        return torch.bfloat16 if self.reduce_dtype == "bf16" else torch.float32
 
     def check(self, values: Mapping[str, Any], *, has_own_step: bool) -> "ShardingPlan":
         """Return the plan. Raises UserError with all that is wrong with the section, or does not go with it.
@@ -61,7 +65,7 @@ class ShardingPlan:
         if self.is_sharded and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
             raise UserError(f"parallel.shard: {self.shard}: torch {torch.__version__} is too old; install torch 2.13")
         problems = list(self._find_conflicts(values, has_own_step) if self.is_sharded else self._find_idle())
-        num_processes = count_processes()
+        num_processes = count_launched_processes()
         if self.is_sharded and num_processes % self.num_replicas:
             problems.append(
                 f"parallel.replicate: {self.num_replicas} groups cannot share {num_processes} processes evenly; "
@@ -81,7 +85,7 @@ class ShardingPlan:
 
         if self.gathers_once and self.exchange != "microbatch":
             yield "parallel.exchange: step: zero2 adds gradients up once a step in any case; leave it out"
-        elif self.reduces_once and self.reduce_dtype != "fp32":
+        elif self.exchange == "step" and self.reduce_dtype != "fp32":
             yield (
                 f"parallel.reduce_dtype: {self.reduce_dtype}: with parallel.exchange=step microbatches would be added "
                 "up in it, too; set it to fp32"
@@ -91,25 +95,9 @@ class ShardingPlan:
 
     def _find_idle(self) -> Iterator[str]:
         """Keys that say something about shards where there are none."""
-        idle: dict[str, tuple[Any, Any]] = {
-            "replicate": (self.replicate, 1),
-            "layers": (list(self.layers), []),
-            "reduce_dtype": (self.reduce_dtype, "fp32"),
-            "exchange": (self.exchange, "microbatch"),
-            "offload": (self.offload, "none"),
-        }
-        for key, (value, default) in idle.items():
-            if value != default:
+        for key, value in vars(self).items():
+            if value and value != getattr(ShardingPlan, key):
                 yield f"parallel.{key}: {value}: parallel.shard is none; set it to zero2 or full, or leave this key out"
-
-
-def count_processes() -> int:
-    """Processes of this run, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _count_machines() -> int:
-    return max(1, count_processes() // int(os.environ.get("LOCAL_WORLD_SIZE", count_processes())))
 
 
 def changes_the_step(loop_class: type, base: type) -> bool:

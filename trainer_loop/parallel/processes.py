@@ -8,11 +8,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -28,7 +27,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer_loop.errors import ProcessLost, UserError, in_one_line
-from trainer_loop.runtime.host import choose_threads, keep_freed_memory, process_index_from_environment
+from trainer_loop.runtime.host import (
+    choose_threads,
+    count_launched_processes,
+    keep_freed_memory,
+    process_index_from_environment,
+)
 
 _T = TypeVar("_T")
 _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
@@ -95,8 +99,7 @@ def make_accelerator(
         log_with=list(trackers) or None,
         project_dir=project_dir,
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
+    if (launched := count_launched_processes()) != accelerator.num_processes:
         raise UserError(
             f"WORLD_SIZE={launched} processes were launched but accelerate joined {accelerator.num_processes}: "
             "each would train alone; launch with `accelerate launch --multi_gpu --num_processes N`"
@@ -120,9 +123,9 @@ def _join_after_restart(timeout: timedelta) -> None:
     addresses of dead ones.
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    if attempt == 0 or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    rank, num_processes = process_index_from_environment(), count_launched_processes()
+    if attempt == 0 or num_processes == 1:
         return
-    rank, num_processes = process_index_from_environment(), int(os.environ["WORLD_SIZE"])
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else the launcher keeps it
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(*address, num_processes, is_master=is_master, timeout=timeout)
@@ -172,9 +175,7 @@ def _host_group(timeout: timedelta) -> "dist.ProcessGroup | None":
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
     """The value of process 0, on every process."""
-    if accelerator.num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
+    return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 def send_from(accelerator: Accelerator, tensor: Tensor, process: int) -> None:
@@ -198,34 +199,6 @@ def on_process_0(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
     return value  # type: ignore[no-any-return]
 
 
-def gather_columns(
-    accelerator: Accelerator, columns: Mapping[str, Sequence[Tensor | Sequence[Tensor]]]
-) -> dict[str, np.ndarray]:
-    """The rows of all processes, by column, see `join_rows`; a process without rows knows no columns."""
-    joined = gather_object([{name: join_rows(parts) for name, parts in columns.items()}])
-    names = dict.fromkeys(name for of_process in joined for name in of_process)
-    return {name: np.concatenate([of_process[name] for of_process in joined if of_process]) for name in names}
-
-
-def join_rows(parts: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:
-    """The rows of several batches, each a tensor or a list of one tensor for each row.
-
-    Returns:
-        An array `[rows, ...]`; of lists an array `[rows]` of arrays.
-    """
-    if isinstance(parts[0], Tensor):
-        return _widen(torch.cat([part for part in parts if isinstance(part, Tensor)]).cpu()).numpy()
-    rows = [row for part in parts for row in part]
-    values = _widen(torch.cat(rows).cpu()).numpy()  # one copy from the device
-    apart = np.split(values, np.cumsum([len(row) for row in rows])[:-1])
-    return np.fromiter(apart, dtype=object, count=len(rows))
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    """Cast bfloat16 to float32, because NumPy has no bfloat16."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-
-
 def is_reduction_complete(model: nn.Module) -> bool:
     """Whether DistributedDataParallel has reduced all gradients of the last backward pass; true for other modules."""
     if not isinstance(model, DistributedDataParallel):
@@ -237,6 +210,14 @@ def is_reduction_complete(model: nn.Module) -> bool:
     return True
 
 
+def sum_gradients(accelerator: Accelerator, parameters: Iterable[Tensor]) -> None:
+    """Add gradients up over all processes; zero where a process has none. All processes must call this."""
+    for parameter in parameters if accelerator.num_processes > 1 else ():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+
+
 def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
     """Average gradients over all processes, including parameters that only some processes used.
 
@@ -244,14 +225,11 @@ def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) ->
     """
     if accelerator.num_processes == 1:
         return
-    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float64)
-    dist.all_reduce(used, group=_host_group(accelerator.init_handler.timeout))
-    for parameter, is_used in zip(parameters, used.tolist(), strict=True):
-        if is_used:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= accelerator.num_processes
+    counts = sum_on_hosts(accelerator, [parameter.grad is not None for parameter in parameters])
+    used = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
+    sum_gradients(accelerator, used)
+    for parameter in used:
+        parameter.grad /= accelerator.num_processes  # type: ignore[operator] # it has one now
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
@@ -328,10 +306,10 @@ def find_lost_processes(error: BaseException) -> UserError | None:
     It is the fault that this process announced. Else every running process announces itself in the store, and the
     report names those that do not within a few seconds.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_initialized():
         return None
-    told = str(error)
-    of_gloo = isinstance(error, RuntimeError) and _GLOO.match(told) is not None
+    message = str(error)
+    of_gloo = isinstance(error, RuntimeError) and _GLOO.match(message) is not None
     if not of_gloo and not isinstance(error, dist.DistError):
         return None
     answers: list[str | UserError] = []
@@ -341,7 +319,8 @@ def find_lost_processes(error: BaseException) -> UserError | None:
     who = answers[0] if answers else _STORE_LOST
     if isinstance(who, UserError):
         return who
-    cause = told.rpartition("] ")[2] if told.startswith("[") else told  # gloo's begin with a position in its C++ code
+    # Messages of gloo begin with a position in its C++ code.
+    cause = message.rpartition("] ")[2] if message.startswith("[") else message
     short = in_one_line(RuntimeError(cause), at_most=120)
     return ProcessLost(f"{who} ({short}); the same command goes on from the last checkpoint")
 
@@ -369,5 +348,5 @@ _STORE_LOST = "process 0, or its machine, no longer answers"  # process 0, or th
 def leave_process_group() -> None:
     """Leave the process group before the process ends, in every case: otherwise gloo aborts the process."""
     _host_group.cache_clear()
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()

@@ -6,6 +6,7 @@ sum of the gradients.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -26,7 +27,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 
 from trainer_loop.errors import UserError, refuse
-from trainer_loop.parallel.on_demand import MemoryOnDemand
+from trainer_loop.parallel.on_demand import MemoryOnDemand, replace_parameters
+from trainer_loop.parallel.plan import ShardingPlan
 
 SHARDED_CLASS = "FSDP"  # what `fully_shard` puts before the name of a class
 # They change each number of a parameter by its own gradient.
@@ -42,30 +44,32 @@ class ShardedModel:
     Args:
         model: after `fully_shard`.
         mesh: 2-dimensional: processes of one row hold the parts of one copy.
-        gathers_once: weights stay gathered from the first microbatch of a step to the last.
-        reduces_once: gradients are added up in the last microbatch of a step, and are whole until then.
-        offloads: what this process keeps lies in host memory.
-        num_layers: modules that are gathered each for itself; the rest of the model is one more.
     """
 
-    model: FSDPModule
+    model: Any  # an nn.Module that is an FSDPModule
     mesh: DeviceMesh
-    gathers_once: bool
-    reduces_once: bool
-    offloads: bool
-    num_layers: int
+    plan: ShardingPlan
     is_alone: bool = False  # no process waits for another, see `alone`
     used: set[str] = field(default_factory=set)  # names of parameters that got a gradient in this step, on this process
 
+    def __post_init__(self) -> None:
+        # They are gathered each for itself; the first is the model, which gathers what is in none of the others.
+        self.modules: list[Any] = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+
+    @property
+    def num_layers(self) -> int:
+        """Modules that are gathered each for itself; the rest of the model is one more."""
+        return len(self.modules) - 1
+
     def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
-        """Around one microbatch. All processes have equally many in a step, unless `gathers_once`."""
-        if self.reduces_once:
+        """Around one microbatch. All processes have equally many in a step, unless weights are gathered once."""
+        if self.plan.reduces_once:
             self.model.set_requires_gradient_sync(is_last)
             if is_last:
                 self._let_gradients_wait_alike()
         if self.is_alone:  # which the line above has reset
             self.model.set_requires_all_reduce(False)
-        if self.gathers_once:
+        if self.plan.gathers_once:
             self.model.set_reshard_after_backward(is_last)
         return nullcontext()
 
@@ -74,22 +78,25 @@ class ShardedModel:
 
         One that first comes in the last microbatch would have the type of the weights, and an exchange has one type.
         """
-        for module in self._modules():
-            for group in fully_shard.state(module)._fsdp_param_groups:  # type: ignore[attr-defined]
-                learning = [parameter for parameter in group.fsdp_params if parameter.sharded_param.requires_grad]
-                waiting = [parameter.unsharded_accumulated_grad for parameter in learning]
-                like = next((gradient for gradient in waiting if gradient is not None), None)
-                for parameter in learning:
-                    if like is not None and parameter.unsharded_accumulated_grad is None:
-                        parameter.unsharded_accumulated_grad = like.new_zeros(parameter._orig_size)
+        for group in self._groups():
+            learning = [parameter for parameter in group.fsdp_params if parameter.sharded_param.requires_grad]
+            waiting = [parameter.unsharded_accumulated_grad for parameter in learning]
+            like = next((gradient for gradient in waiting if gradient is not None), None)
+            for parameter in learning:
+                if like is not None and parameter.unsharded_accumulated_grad is None:
+                    parameter.unsharded_accumulated_grad = like.new_zeros(parameter._orig_size)
+
+    def _groups(self) -> Iterator[Any]:
+        """The parameters that are exchanged together, as torch keeps them."""
+        for module in self.modules:
+            yield from fully_shard.state(module)._fsdp_param_groups  # type: ignore[attr-defined]
 
     def watch_gradients(self) -> None:
         """From now on, `used` has the parameters that get a gradient. Call it when it is settled which ones learn."""
-        assert isinstance(self.model, nn.Module)
         # The first module that runs would become the root, and a model that writes runs its encoder first.
         fully_shard.state(self.model)._lazy_init()  # type: ignore[attr-defined]
         names: dict[nn.Module, str] = {module: name for name, module in self.model.named_modules()}
-        for module in self._modules():
+        for module in self.modules:
             module.unshard()
             for name, parameter in module.named_parameters(prefix=names[module]):
                 if parameter.requires_grad and not isinstance(parameter, DTensor):  # those of other modules are parts
@@ -102,17 +109,16 @@ class ShardedModel:
 
         All processes enter it together. The weights must stay as they are in it.
         """
-        modules = list(self._modules())
-        for module in modules:
+        for module in self.modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
-        if self.offloads and self.mesh.device_type != "cpu":  # before host memory may change that is still being copied
+        if self.plan.offloads and self.mesh.device_type != "cpu":  # before host memory may change that is being copied
             torch.accelerator.synchronize()
         try:
             yield
         finally:
             self.prepare_for_training()
-            for module in modules:
+            for module in self.modules:
                 module.reshard()
 
     @contextlib.contextmanager
@@ -121,7 +127,6 @@ class ShardedModel:
 
         They may fail at any point.
         """
-        modules = list(self._modules())
         self._exchange_by(_NoAllGather(), _NoReduceScatter())
         self.is_alone = True
         self.model.set_requires_all_reduce(False)
@@ -131,12 +136,10 @@ class ShardedModel:
             self.is_alone = False
             self.model.reset_iter_state()
             self.model.set_requires_all_reduce(True)
-            for module in modules:
-                for group in fully_shard.state(module)._fsdp_param_groups:  # type: ignore[attr-defined]
-                    for parameter in group.fsdp_params:  # what waited for its exchange is not reset
-                        parameter.unsharded_accumulated_grad = None
-                        if hasattr(parameter, "_unsharded_param"):  # it was gathered once
-                            parameter._unsharded_param.grad = None
+            for parameter in chain.from_iterable(group.fsdp_params for group in self._groups()):
+                parameter.unsharded_accumulated_grad = None  # what waited for its exchange is not reset
+                if hasattr(parameter, "_unsharded_param"):  # it was gathered once
+                    parameter._unsharded_param.grad = None
             self.prepare_for_training()
             self.used.clear()
 
@@ -145,7 +148,7 @@ class ShardedModel:
         """The modules that are gathered each for itself and have none in them that is: the layers, if there are any."""
         return [
             module
-            for module in self._modules()
+            for module in self.modules
             if not any(isinstance(inner, FSDPModule) for inner in module.modules() if inner is not module)
         ]
 
@@ -161,17 +164,13 @@ class ShardedModel:
             self._exchange_by(_GlooAllGather(), _GlooReduceScatter())
         else:
             self._exchange_by(DefaultAllGather(), DefaultReduceScatter())
-        for module in self._modules():
-            module.set_reshard_after_forward(not self.gathers_once and module is not self.model, recurse=False)
+        for module in self.modules:
+            module.set_reshard_after_forward(not self.plan.gathers_once and module is not self.model, recurse=False)
 
     def _exchange_by(self, all_gather: DefaultAllGather, reduce_scatter: DefaultReduceScatter) -> None:
-        for module in self._modules():
+        for module in self.modules:
             module.set_custom_all_gather(all_gather)
             module.set_custom_reduce_scatter(reduce_scatter)
-
-    def _modules(self) -> Iterator[Any]:
-        assert isinstance(self.model, nn.Module)
-        yield from (module for module in self.model.modules() if isinstance(module, FSDPModule))
 
 
 class _GlooAllGather(DefaultAllGather):
@@ -220,51 +219,42 @@ class _NoReduceScatter(DefaultReduceScatter):
 
 def shard_model(
     model: nn.Module,
+    plan: ShardingPlan,
     *,
     device: torch.device,
-    gathers_once: bool,
-    reduces_once: bool = False,
-    offloads: bool = False,
-    num_replicas: int = 1,
-    layers: Sequence[str] | None = None,
-    compute_dtype: torch.dtype | None = None,
-    reduce_dtype: torch.dtype = torch.float32,
+    compute_type: torch.dtype = torch.float32,
     memory: MemoryOnDemand | None = None,
 ) -> ShardedModel:
     """Spread a model over all processes, in place. Call it before the optimizer is made.
 
     Args:
+        compute_type: what matrices are multiplied in.
         memory: what the model was made with, if it has none for its weights.
-        gathers_once, reduces_once: see `ShardedModel`; the first brings the second.
-        offloads: what this process keeps lies in host memory; weights are on the device while they are gathered.
-        num_replicas: groups of processes that hold a copy of the model each; must divide the number of processes.
-        layers: names of the classes of modules that are gathered each for itself; None: those that the model names.
-        compute_dtype: of gathered weights; None: their own.
-        reduce_dtype: in which gradients are added up; those of float64 stay as they are.
     """
-    num_processes = dist.get_world_size()
+    num_processes, num_replicas = dist.get_world_size(), plan.num_replicas
     assert num_processes % num_replicas == 0, "it was checked"
     _check_parameters(model)
-    if not gathers_once:
+    if not plan.gathers_once:
         _refuse_batch_norm(model)
-    parts = None if memory is None else memory.take_parts(model, to=torch.device("cpu") if offloads else device)
+    parts = None if memory is None else memory.take_parts(model, to=torch.device("cpu") if plan.offloads else device)
     for tensor in chain(model.buffers(), () if parts is not None else model.parameters()):
         dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(
         device.type, (num_replicas, num_processes // num_replicas), mesh_dim_names=(_REPLICAS, _PARTS)
     )
+    # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
+    gathered_type = None if plan.gathers_once or compute_type == torch.float32 else compute_type
     is_wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
-    policy = MixedPrecisionPolicy(compute_dtype, None if is_wide else reduce_dtype, cast_forward_inputs=False)
-    _check_layers(model, layers or ())
-    chosen = find_layers(model, layers)
+    policy = MixedPrecisionPolicy(gathered_type, None if is_wide else plan.gradient_type, cast_forward_inputs=False)
+    _check_layers(model, plan.layers)
     # Where there is one copy, a mesh of one dimension saves the second reduction.
     used = mesh if num_replicas > 1 else mesh[_PARTS]
-    place = CPUOffloadPolicy(pin_memory=device.type != "cpu") if offloads else OffloadPolicy()
-    for module in (*chosen, model):
+    place = CPUOffloadPolicy(pin_memory=device.type != "cpu") if plan.offloads else OffloadPolicy()
+    for module in (*find_layers(model, plan.layers), model):
         fully_shard(module, mesh=used, mp_policy=policy, offload_policy=place)
     if parts is not None:
         _set_parts(model, parts)
-    sharded = ShardedModel(model, mesh, gathers_once, gathers_once or reduces_once, offloads, len(chosen))  # type: ignore[arg-type] # it is an FSDPModule now
+    sharded = ShardedModel(model, mesh, plan)
     sharded.prepare_for_training()
     # A process whose rows do not use a parameter gives zeros, or the gradients of others would be taken for its own.
     sharded.model.set_reduce_scatter_unused_params(True)
@@ -301,18 +291,18 @@ def _check_parameters(model: nn.Module) -> None:
     problems = []
     dtypes: dict[torch.dtype, str] = {}
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 0:
-            problems.append(f"parallel.shard: {name} is a single number; give it the shape [1], or set it to none")
-        elif parameter.numel() == 0:
-            problems.append(f"parallel.shard: {name} has no numbers; remove it from the model, or set it to none")
-        elif not parameter.is_contiguous():
-            problems.append(f"parallel.shard: {name} is not contiguous in memory; make it so, or set it to none")
+        faults = {
+            "is a single number; give it the shape [1]": parameter.ndim == 0,
+            "has no numbers; remove it from the model": parameter.numel() == 0,
+            "is not contiguous in memory; make it so": not parameter.is_contiguous(),
+        }
+        problems += [f"parallel.shard: {name} {fault}, or set it to none" for fault, is_so in faults.items() if is_so]
         if parameter.requires_grad:
             dtypes.setdefault(parameter.dtype, name)
     if len(dtypes) > 1:
-        told = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
+        types = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
         problems.append(
-            f"parallel.shard: parameters that learn have several types: {told}; give them one, or set it to none"
+            f"parallel.shard: parameters that learn have several types: {types}; give them one, or set it to none"
         )
     refuse(problems)
 
@@ -335,27 +325,22 @@ def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
         )
 
 
-def find_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
-    """The modules of these classes, inner ones first; None: of the classes that the model says must not be split.
+def find_layers(model: nn.Module, names: Sequence[str] = ()) -> list[nn.Module]:
+    """The modules of these classes, inner ones first; of no names: those that the model says must not be split.
 
     A module that shares a parameter with the rest of the model is left out: tied weights are gathered together.
     """
-    if names is None:
+    if not names:
         names = list(
             chain.from_iterable(getattr(module, "_no_split_modules", None) or () for module in model.modules())
         )
     chosen = [module for module in model.modules() if type(module).__name__ in names and module is not model]
-    uses: dict[nn.Parameter, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        uses[parameter] = uses.get(parameter, 0) + 1
-    return [module for module in reversed(chosen) if not _shares_parameters(module, uses)]
+    uses, own_uses = _count_uses(model), {module: _count_uses(module) for module in reversed(chosen)}
+    return [module for module, own in own_uses.items() if own and own.items() <= uses.items()]
 
 
-def _shares_parameters(module: nn.Module, uses: Mapping[nn.Parameter, int]) -> bool:
-    own: dict[nn.Parameter, int] = {}
-    for _, parameter in module.named_parameters(remove_duplicate=False):
-        own[parameter] = own.get(parameter, 0) + 1
-    return not own or any(uses[parameter] > count for parameter, count in own.items())
+def _count_uses(module: nn.Module) -> Counter[nn.Parameter]:
+    return Counter(parameter for _, parameter in module.named_parameters(remove_duplicate=False))
 
 
 def _set_parts(model: nn.Module, parts: dict[str, Tensor]) -> None:
@@ -366,16 +351,13 @@ def _set_parts(model: nn.Module, parts: dict[str, Tensor]) -> None:
         assert isinstance(parameter, DTensor)
         assert part.shape == parameter.to_local().shape, name
         filled[parameter] = nn.Parameter(_as_whole(part, parameter), parameter.requires_grad)
-    for module in model.modules():
-        for name, own in module._parameters.items():
-            if own is not None:
-                module._parameters[name] = filled[own]
+    replace_parameters(model, filled)
 
 
 # ---------------------------------------------------------------------------------------------- tensors and their parts
 
 
-class Whole(Protocol):
+class WholeTensor(Protocol):
     """A tensor, or a tensor of files that is read in parts."""
 
     @property
@@ -415,7 +397,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def take_part(whole: Whole, like: DTensor) -> Tensor:
+def take_part(whole: WholeTensor, like: DTensor) -> Tensor:
     """The part of a whole tensor that this process has of `like`."""
     shape, begins = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
     place = tuple(slice(begin, begin + size) for begin, size in zip(begins, shape, strict=True))
@@ -423,14 +405,14 @@ def take_part(whole: Whole, like: DTensor) -> Tensor:
 
 
 @torch.no_grad()
-def copy_into(target: Tensor, whole: Whole) -> None:
+def copy_into(target: Tensor, whole: WholeTensor) -> None:
     """Set a tensor, or the part that this process has of it, to what it is in a whole one of the same shape."""
     if whole.shape != target.shape:
         raise ValueError(f"a tensor of shape {list(whole.shape)} is given, and one of {list(target.shape)} is needed")
     local_part(target).copy_(take_part(whole, target) if isinstance(target, DTensor) else whole[...])
 
 
-def as_part(whole: Whole, like: Tensor) -> Tensor:
+def as_part(whole: WholeTensor, like: Tensor) -> Tensor:
     """A whole tensor, spread over the processes as `like` is; itself where that is a plain tensor."""
     if not isinstance(like, DTensor):
         return whole if isinstance(whole, Tensor) else whole[...].clone()
@@ -444,7 +426,7 @@ def _as_whole(part: Tensor, like: DTensor) -> DTensor:
 
 
 @torch.no_grad()
-def exchange(weight: nn.Parameter, values: Tensor) -> Tensor:
+def swap_values(weight: nn.Parameter, values: Tensor) -> Tensor:
     """Give a parameter other values, spread alike; returns those that it had."""
     before = weight.detach()
     if isinstance(weight, DTensor):  # what `fully_shard` gathers is not what `data` would be set to

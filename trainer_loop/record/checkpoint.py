@@ -17,8 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.errors import UserError, in_one_line, refuse
-from trainer_loop.optim.ema import Ema
-from trainer_loop.optim.schedule_free import ScheduleFreeAverages
+from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.parallel.processes import announce_fault, broadcast, make_gather, on_process_0, sum_on_hosts
 from trainer_loop.parallel.sharding import copy_into, spread_state
 from trainer_loop.record.checkpoint_choice import choose_checkpoint, find_wrong_run, is_in
@@ -52,8 +51,6 @@ from trainer_loop.record.snapshot import HostMemory, Snapshot, select_saved
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.stopwatch import Stopwatch
-
-AveragedWeights = Ema | ScheduleFreeAverages  # evaluated and exported instead of the weights
 
 # Errors that torch, safetensors and optimizers raise for files with unexpected content.
 _UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError, SafetensorError)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from trainer_loop.record.checkpoint import AveragedWeights
+from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.record.predictions import Scores
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.preempt import Preemption

@@ -27,13 +27,18 @@ def process_index_from_environment() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def count_launched_processes() -> int:
+    """Processes of this run, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def expand_home(path: str | Path, *, place: str = "") -> Path:
     """Replace `~` and `~name` at the start of a path. Raises UserError, with `place`, for a user without a home."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        told = f"{path}: there is no such home directory; write the path out"
-        raise UserError(f"{place}: {told}" if place else told) from error
+        message = f"{path}: there is no such home directory; write the path out"
+        raise UserError(f"{place}: {message}" if place else message) from error
 
 
 def expect_many_shapes() -> None:

@@ -1,6 +1,5 @@
 """Peak memory of a run, out-of-memory errors, and tensors that share memory."""
 
-import gc
 import resource
 import sys
 
@@ -26,13 +25,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that a device or the host had no more memory."""
     is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_typed or any(words in str(error) for words in _OTHER_WORDS)
-
-
-def release_memory() -> None:
-    """Free unused tensors and return their memory to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def place_in_memory(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -84,20 +84,17 @@ def measure_pass(outline: Outline, loss_of: Callable[[], Tensor], *, has_gradien
             weight.grad = torch.empty_like(weight) if has_gradients and weight.requires_grad else None
     device_type = weights[0].device.type
     # As in a step, what autocast makes of the weights stays until the end.
-    with Watch(outline.fakes) as watch, torch.autocast(device_type, enabled=False):
+    with MemoryCounter(outline.fakes) as counter, torch.autocast(device_type, enabled=False):
         loss_of().backward()
-    return watch.peak
+    return counter.peak
 
 
 def count_flops(outline: Outline, loss_of: Callable[[], Tensor]) -> int:
     """Floating-point operations of the matrix products and convolutions of a forward pass.
 
-    A multiplication and an addition are two.
-
-    Args:
-        loss_of: calls the model of the outline.
+    A multiplication and an addition are two. loss_of: calls the model of the outline.
     """
-    with Watch(outline.fakes):
+    with MemoryCounter(outline.fakes):
         loss_of()  # what is done once, such as looking for the head, does not count
         with FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED) as counter:
             loss_of()
@@ -116,12 +113,12 @@ def update(outline: Outline) -> int:
     with outline.fakes:
         for weight in outline.model.parameters():
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None
-    with Watch(outline.fakes) as watch:
+    with MemoryCounter(outline.fakes) as counter:
         outline.optimizer.step()
-    return watch.peak
+    return counter.peak
 
 
-class Watch(TorchDispatchMode):
+class MemoryCounter(TorchDispatchMode):
     """Counts the bytes of tensors that are made in its block. `peak`: the most that were alive at once.
 
     Args:
@@ -137,7 +134,8 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if self.fakes is None or not (_are_fake(given) if given else _is_large(args, kwargs)):
+        are_fake = any(isinstance(tensor, FakeTensor) for tensor in given) if given else _is_large(args, kwargs)
+        if self.fakes is None or not are_fake:
             made = function(*args, **kwargs)
         elif function is torch.ops.aten.equal.default:
             return False  # nobody knows the numbers of both
@@ -164,10 +162,6 @@ class Watch(TorchDispatchMode):
         self._storages[number] = weakref.ref(storage, forget)
         self.alive += size
         self.peak = max(self.peak, self.alive)
-
-
-def _are_fake(tensors: Sequence[Tensor]) -> bool:
-    return any(isinstance(tensor, FakeTensor) for tensor in tensors)
 
 
 def _is_large(args: Any, kwargs: Any) -> bool:

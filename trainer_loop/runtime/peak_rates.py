@@ -37,12 +37,9 @@ _BEFORE_TF32 = ("V100 SXM2", "V100 PCIE", "V100S PCIE", "T4")
 
 
 def find_peak_rate(device_name: str, dtype: torch.dtype, *, tf32: bool) -> float | None:
-    """Floating-point operations a second, at most; None: not known.
+    """Floating-point operations a second, at most, on numbers of this type; None: not known.
 
-    Args:
-        device_name: as `torch.cuda.get_device_name` says it.
-        dtype: of the numbers that are multiplied.
-        tf32: TF32 is used for fp32 where the device has it.
+    device_name: as `torch.cuda.get_device_name` says it. tf32: TF32 is used for fp32 where the device has it.
 
     >>> find_peak_rate("NVIDIA A100-SXM4-80GB", torch.bfloat16, tf32=True)
     312000000000000.0

@@ -7,8 +7,9 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # importing it takes time
+if TYPE_CHECKING:  # importing them takes time
     import numpy
+    from torch import nn
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -51,6 +52,18 @@ def keeping_random_state() -> Iterator[None]:
     finally:
         random.setstate(of_python)
         numpy.random.set_state(of_numpy)
+
+
+@contextlib.contextmanager
+def evaluating(model: "nn.Module") -> Iterator[None]:
+    """Let a model run without dropout until the block ends; then each of its modules is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @functools.cache

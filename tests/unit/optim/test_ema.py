@@ -4,7 +4,7 @@ import tiny
 import torch
 from torch import nn
 
-from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.averages import Ema
 
 
 def test_after_each_update_it_moves_by_one_minus_decay_towards_the_weights():

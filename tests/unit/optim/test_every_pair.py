@@ -8,9 +8,10 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import get_scheduler
 
+from trainer_loop.optim.averages import is_schedule_free
+from trainer_loop.optim.by_name import FromPackage
 from trainer_loop.optim.groups import make_groups
-from trainer_loop.optim.optimizers import OPTIMIZERS, FromPackage, OptimizerPlan
-from trainer_loop.optim.schedule_free import is_schedule_free
+from trainer_loop.optim.optimizers import OPTIMIZERS, OptimizerPlan
 from trainer_loop.optim.schedules import SCHEDULES, SchedulerPlan
 
 LR, STEPS, WARMUP = 0.01, 8, 2
@@ -54,7 +55,7 @@ def their_schedule(name, optimizer):
             cycle_momentum=False,
         )
     if name == "greedy":
-        return SCHEDULES[name](optimizer, mode="min", **NEEDED[name])
+        return SCHEDULES[name].load("")(optimizer, mode="min", **NEEDED[name])
     optimizer.defaults.setdefault("lr", LR)
     return get_scheduler(
         name,

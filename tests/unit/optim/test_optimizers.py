@@ -10,9 +10,9 @@ from torch import nn
 
 from trainer_loop import UserError
 from trainer_loop.config.fields import OptimizerConfig
+from trainer_loop.optim.averages import is_schedule_free
 from trainer_loop.optim.groups import make_groups
 from trainer_loop.optim.optimizers import OPTIMIZERS, OptimizerPlan
-from trainer_loop.optim.schedule_free import is_schedule_free
 
 
 def make(model, name, *, lr=0.1, weight_decay=0.01, args=None):

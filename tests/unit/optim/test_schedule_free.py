@@ -7,7 +7,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from trainer_loop.optim.schedule_free import ScheduleFreeAverages
+from trainer_loop.optim.averages import ScheduleFreeAverages
 
 
 def make_loop(directory, *, num_steps=8, evaluate_every=2, **options):

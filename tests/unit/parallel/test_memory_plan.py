@@ -1,5 +1,6 @@
 """The memory plan of a step, and what a dry run says of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import tiny
 import torch
 
 from trainer_loop.memory_report import describe_memory
-from trainer_loop.parallel.memory_plan import Held, count_bytes, offload, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.memory_plan import HeldTensors, count_bytes, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.runtime.outline import outline_model
@@ -15,8 +16,8 @@ from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 TWO_LAYERS = [[torch.nn.Parameter(torch.empty(8, 10))], [torch.nn.Parameter(torch.empty(8, 5))]]
 REST = [torch.nn.Parameter(torch.empty(3, 10)), torch.nn.Parameter(torch.empty(7), requires_grad=False)]
-HELD = Held(TWO_LAYERS, REST, [torch.empty(8, 10), torch.tensor(0.0)], [])
-SHARDED = {"num_parts": 2, "reduce_dtype": torch.float32, "activations": 10_000}
+HELD = HeldTensors(TWO_LAYERS, REST, [torch.empty(8, 10), torch.tensor(0.0)], [])
+SHARDED = {"num_parts": 2, "reduce_dtype": torch.float32}
 
 
 def test_a_part_has_the_rows_of_process_0():
@@ -32,14 +33,14 @@ def test_without_shards_gradients_that_are_added_up_lie_beside_the_buckets(accum
     gradients = (80 + 40 + 30) * 4
     kept = gradients + 7 * 4 + 80 * 4 + 4
     alone, two = (
-        plan_whole(HELD, num_processes=count, accumulates=accumulates, activations=10_000) for count in (1, 2)
+        replace(plan_whole(HELD, num_processes=count, accumulates=accumulates), activations=10_000) for count in (1, 2)
     )
     assert alone.peak == kept + 10_000 + accumulates * gradients
     assert two.peak == alone.peak + gradients
 
 
 def test_zero2_has_whole_weights_and_gradients_in_a_step():
-    plan = plan_zero2(HELD, accumulates=True, **SHARDED)
+    plan = replace(plan_zero2(HELD, accumulates=True, **SHARDED), activations=10_000)
     assert (plan.weights, plan.gradients, plan.optimizer) == ((40 + 20 + 20 + 4) * 4, (40 + 20 + 20) * 4, 41 * 4)
     assert plan.gathered == (80 + 40 + 40 + 8) * 4
     assert plan.waiting == (80 + 40 + 30) * 4
@@ -60,7 +61,8 @@ def test_full_may_keep_whole_gradients_until_the_end_of_a_step():
 
 @pytest.mark.parametrize("keeps_gradients", [True, False])
 def test_what_is_kept_moves_to_host_memory(keeps_gradients: bool):
-    on_device = plan_full(HELD, accumulates=True, cast_to=None, keeps_gradients=keeps_gradients, update=80, **SHARDED)
+    on_device = plan_full(HELD, accumulates=True, cast_to=None, keeps_gradients=keeps_gradients, **SHARDED)
+    on_device = replace(on_device, activations=10_000, update=40)
     plan = offload(on_device, keeps_gradients=keeps_gradients)
     kept = on_device.weights + (on_device.optimizer or 0) + on_device.gradients
     assert plan.host == kept + 40  # the update makes something there too

@@ -142,7 +142,7 @@ def test_other_files_are_left_alone_and_deepspeed_is_refused_with_the_key():
 # --- layers
 
 
-def name_layers(model: nn.Module, names: list[str] | None = None) -> list[str]:
+def name_layers(model: nn.Module, names: list[str] | tuple[()] = ()) -> list[str]:
     layers = find_layers(model, names)
     return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
 

@@ -13,7 +13,7 @@ import tiny
 import torch
 from torch import nn
 
-from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.averages import Ema
 from trainer_loop.record import publisher as module
 from trainer_loop.record.export import copy_weights, write_files
 from trainer_loop.record.hub_push import PushResult

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules
-from trainer_loop.runtime.outline import Watch, count_flops, measure_pass, measure_update, outline_model
+from trainer_loop.runtime.outline import MemoryCounter, count_flops, measure_pass, measure_update, outline_model
 
 CPU = torch.device("cpu")
 TASKS = ("sequence_classification", "causal_lm")
@@ -40,7 +40,7 @@ class Passes:
     def measure(self, *, has_gradients: bool) -> int:
         """With real numbers."""
         self.set_gradients(has_gradients=has_gradients)
-        with Watch() as watch, torch.autocast("cpu", enabled=False):
+        with MemoryCounter() as watch, torch.autocast("cpu", enabled=False):
             self.loss_of(self.model).backward()
         return watch.peak
 
@@ -113,7 +113,7 @@ def test_an_optimizer_in_shapes_has_the_state_of_the_optimizer(optimizer: str, o
     )
     passes.set_gradients(has_gradients=True)
     for _ in range(2):
-        with Watch() as watch:
+        with MemoryCounter() as watch:
             real.step()
     assert measure_update(passes.outline) == watch.peak
     state = [value for of_one in real.state.values() for value in of_one.values()]
