@@ -142,8 +142,8 @@ class Columns:
 
     def beside(self, *, weight: str | None, group: str | None) -> "Columns":
         """Return these columns and those of `data.weight` and `data.split_by`, if they are set."""
-        named = {role: name for role, name in ((WEIGHT, weight), (GROUP, group)) if name is not None}
-        return Columns({**_BESIDE, **self.declared}, {**named, **self.names}, self.joined) if named else self
+        extra = {role: name for role, name in ((WEIGHT, weight), (GROUP, group)) if name is not None}
+        return Columns({**_BESIDE, **self.declared}, {**extra, **self.names}, self.joined) if extra else self
 
     def without_targets(self) -> "Columns":
         """Return the columns of rows to predict. A conversation may lack its last answer."""
@@ -212,8 +212,8 @@ def bind_columns(
 def find_form(declared: Mapping[str, Column], names: Mapping[str, str | Sequence[str] | None]) -> str | None:
     """Return the form whose columns are read, see `Column`. `names` maps columns of the task to columns of the data."""
     forms = [column.form for column in declared.values() if column.form is not None]
-    named = [column.form for role, column in declared.items() if column.form is not None and names.get(role)]
-    return next(iter(named + forms), None)
+    named_forms = [column.form for role, column in declared.items() if column.form is not None and names.get(role)]
+    return next(iter(named_forms + forms), None)
 
 
 def _check_declared(declared: Mapping[str, Column], *, task: str) -> list[str]:

@@ -41,7 +41,7 @@ _JOINED_TYPES = {
     "int64": _INTEGERS,
     "float64": _INTEGERS | {"float16", "float32", "float64"},
 }
-# Suffixes of files that cannot be read. Without them reviews.csv.gz would be taken for a dotted path.
+# Suffixes of files that are not read. Else reviews.csv.gz would be a dotted path, and reviews.py would be imported.
 _OTHER_EXTENSIONS = (
     *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".xlsx", ".xls", ".ods", ".docx", ".pdf"),
     *(".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".hdf5", ".sqlite", ".pt", ".pth", ".bin", ".safetensors"),
@@ -59,8 +59,8 @@ def is_file_spec(spec: str, *, hub: bool) -> bool:
             file or folder if that exists, with any name.
     """
     wild = "*?" if hub else "*?["
-    is_spelled_so = spec.lower().endswith((*EXTENSIONS, *_OTHER_EXTENSIONS)) or "/" in spec or os.sep in spec
-    return is_spelled_so or any(sign in spec for sign in wild) or (not hub and os.path.exists(spec))  # noqa: PTH110
+    has_path_form = spec.lower().endswith((*EXTENSIONS, *_OTHER_EXTENSIONS)) or "/" in spec or os.sep in spec
+    return has_path_form or any(character in spec for character in wild) or (not hub and os.path.exists(spec))  # noqa: PTH110
 
 
 def find_files(specs: Sequence[str], *, key: str, split: str | None = None) -> list[str]:

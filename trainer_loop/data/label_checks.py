@@ -24,7 +24,7 @@ from trainer_loop.data.split import Split
 from trainer_loop.data.wording import did_you_mean, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 
-_PREFIXES = {"B", "I", "E", "S", "L", "U"}  # of BIO, BIOES and BILOU
+_PREFIXES = {"B", "I", "E", "S", "L", "U"}  # of the schemes BIO, BIOES and BILOU
 _OPEN = {"B", "I"}  # prefixes after which an entity may continue
 _CONTINUES = {"I", "E", "L"}
 
@@ -216,8 +216,8 @@ def _check_values(
         return []
     places = _describe_labelled(split, label, unknown)
     allowed = enumerate_some([shorten(value) for value in names.ids], at_most=10)
-    named = given is not None or has_classes(split.rows.features, label)
-    rule = "may be" if named else "in data.train are"
+    is_named = given is not None or has_classes(split.rows.features, label)
+    rule = "may be" if is_named else "in data.train are"
     remedy = "correct them or remove the rows"
     if isinstance(given, (list, tuple)) and all(type(value) is int for value in unknown):
         remedy = "a list names the values from 0 on; for others write a map, data.label_names={name: value}"

@@ -19,7 +19,7 @@ from trainer_loop.data.wording import enumerate_some, plural, shorten
 from trainer_loop.errors import UserError, refuse
 
 RawLabel = int | str | bool
-NAMING_KINDS = ("classes", "integers", "texts", "true/false")  # of columns whose values can name classes
+NAMING_KINDS = ("classes", "integers", "texts", "true/false")  # kinds of columns whose values can be classes
 _KEY = "data.label_names"
 
 
@@ -232,9 +232,8 @@ def _choose_lookup(
             _make_lookup(labels, _as_typed, lambda value: _as_typed(classes.get(value))) for labels in (names, values)
         ]
         lookups = [*by_name, *lookups]
-    return max(
-        lookups, key=lambda lookup: sum(lookup(value) is not None for value in present)
-    )  # first of the equal ones
+    # The first one if several are equal.
+    return max(lookups, key=lambda lookup: sum(lookup(value) is not None for value in present))
 
 
 def _make_lookup(
