@@ -1,4 +1,4 @@
-"""`python -m trainer_loop.data`: the command is in cli/data.py."""
+"""Entry point of `python -m trainer_loop.data`; the command is in cli/data.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Types of Arrow: plain ones, those of values of Python and fields of text files, and those that datasets can hold."""
+"""Arrow types: plain types, types of Python values and text fields, and types that datasets can hold."""
 
 import contextlib
 import json
@@ -15,18 +15,18 @@ from trainer_loop.data.values import is_nan
 from trainer_loop.data.wording import enumerate_some, shorten
 from trainer_loop.errors import UserError, in_one_line, refuse
 
-_INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # no leading zeros: 007 is a text
+_INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # without leading zeros: 007 is a text
 _DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _BOOLEANS = {"true": True, "false": False}
-_MOST_MEMORY = 2**48  # bytes that a processor can address
-_REFUSALS = (ValueError, TypeError, KeyError)  # of datasets, at a type or metadata that it does not know
+_MOST_MEMORY = 2**48  # in bytes; no processor can address more
+_TYPE_ERRORS = (ValueError, TypeError, KeyError)  # errors of datasets for unknown types or metadata
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values: of a dictionary those that it lists, of runs those that repeat, of views the whole.
+    """Return the type of the plain values: without dictionary encoding, run-end encoding and views.
 
-    An extension type of Arrow's stands for what it is stored as; those of datasets are left to datasets.
+    An extension type of Arrow becomes its storage type. Extension types of datasets stay, as datasets handles them.
     """
     if isinstance(kind, pa.DictionaryType) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
@@ -39,13 +39,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_array(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The same values in their plain type."""
+    """Convert an array to its plain type."""
     if plain_type(array.type) == array.type:
         return array
     if isinstance(array, pa.ChunkedArray):
         return pa.chunked_array([plain_array(chunk) for chunk in array.chunks], plain_type(array.type))
     if isinstance(array.type, pa.DictionaryType):
-        return plain_array(array.dictionary).take(array.indices)  # decoding knows not all types of values
+        return plain_array(array.dictionary).take(array.indices)  # `dictionary_decode` does not support all types
     if pa.types.is_run_end_encoded(array.type):
         return plain_array(pc.run_end_decode(array))
     if isinstance(array, pa.ExtensionArray):
@@ -54,7 +54,7 @@ def plain_array(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray
 
 
 def whole_numbers(array: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Decimal numbers as int64, NaN as null; None where one of them is not whole."""
+    """Convert floats or decimals to int64, and NaN to null. Returns None if a number has a fraction."""
     if pa.types.is_float16(array.type):
         array = array.cast(pa.float32())
     if pa.types.is_floating(array.type):
@@ -68,10 +68,16 @@ def whole_numbers(array: pa.ChunkedArray) -> pa.ChunkedArray | None:
 def make_arrays(
     columns: Mapping[str, Sequence[Any]], *, wanted: Collection[str], place: Callable[[int], str]
 ) -> dict[str, pa.Array]:
-    """Columns of Python values in types of Arrow.
+    """Convert columns of Python values to Arrow arrays.
 
-    In a wanted column NaN is null, and values of several kinds are an error; others are JSON where they have several
-    kinds. `place` says where a row stands. Raises UserError.
+    Args:
+        columns: Values by column.
+        wanted: Columns in which NaN becomes null and values of several kinds are an error. Other columns with several
+            kinds become JSON texts.
+        place: Returns the origin of a row for messages.
+
+    Raises:
+        UserError: A wanted column has no single type.
     """
     problems: list[str] = []
     arrays: dict[str, pa.Array] = {}
@@ -88,7 +94,7 @@ def make_arrays(
 
 
 def explain_mixture(name: str, column: Sequence[Any], *, place: Callable[[int], str], error: Exception) -> str:
-    """Why Arrow has no one type for these values."""
+    """Return why Arrow has no single type for these values."""
     first_of_kind: dict[str, int] = {}
     for row, value in enumerate(column):
         if isinstance(value, str) and not is_encodable(value):
@@ -102,12 +108,12 @@ def explain_mixture(name: str, column: Sequence[Any], *, place: Callable[[int], 
 
 
 def are_fields(values: Sequence[Any]) -> bool:
-    """Whether all values are texts or null, as in a file of texts; `data.map` may have put others in their place."""
+    """Whether all values are texts or null, as in text files; `data.map` may have changed them."""
     return all(value is None or isinstance(value, str) for value in values)
 
 
 def infer_label(values: Sequence[str | None]) -> pa.Array:
-    """Integers, true/false or numbers where all values are, else the texts as they are."""
+    """Convert texts to integers, floats or booleans if all of them are written like that; else keep them."""
     distinct = {value for value in values if value is not None}
     converted: dict[str, Any]
     if all(map(_INTEGER.fullmatch, distinct)):
@@ -122,7 +128,7 @@ def infer_label(values: Sequence[str | None]) -> pa.Array:
 
 
 def read_field(field: str, kind: type) -> int | bool | str:
-    """A field as a value of this kind, as `infer_label` reads a column of them; the text itself where it is none."""
+    """Convert one field to `kind` with the rules of `infer_label`. Returns the text if it cannot be converted."""
     if kind is bool:
         return _BOOLEANS.get(field.lower(), field)
     if kind is int and _INTEGER.fullmatch(field):
@@ -134,29 +140,35 @@ def read_field(field: str, kind: type) -> int | bool | str:
 
 
 def find_features(schema: pa.Schema, *, path: str, wanted: Collection[str] | None) -> datasets.Features:
-    """The types that rows have of the wanted columns that are there, in the order of the file.
+    """Return the types of the wanted columns that are present, in the order of the file.
 
-    wanted: None for all columns, as datasets reads them. Raises UserError where datasets cannot hold one of them.
+    Args:
+        schema: Types of the file.
+        path: The file, for messages.
+        wanted: Columns that are read, with plain types. None: all, with their own types if datasets can hold them.
+
+    Raises:
+        UserError: Datasets cannot hold a column.
     """
     _check_metadata(schema, path)
-    held: list[pa.Field] = []
-    told: list[str] = []
+    fields: list[pa.Field] = []
+    problems: list[str] = []
     for name in dict.fromkeys(schema.names):
         if wanted is None or name in wanted:
             try:
-                held.append(_find_field(schema, name, as_plain=wanted is not None))
-            except _REFUSALS as error:
-                told.append(f"{path}: column {name!r} cannot be read: {in_one_line(error).rstrip('.')}")
-    if told:
-        raise UserError(told)
-    return datasets.Features.from_arrow_schema(pa.schema(held, metadata=schema.metadata))
+                fields.append(_find_field(schema, name, as_plain=wanted is not None))
+            except _TYPE_ERRORS as error:
+                problems.append(f"{path}: column {name!r} cannot be read: {in_one_line(error).rstrip('.')}")
+    if problems:
+        raise UserError(problems)
+    return datasets.Features.from_arrow_schema(pa.schema(fields, metadata=schema.metadata))
 
 
 def validate_and_cast(table: pa.Table, features: datasets.Features) -> pa.Table:
-    """The columns in these types, as `cast_plain`.
+    """Validate the columns, then convert them like `cast_plain`.
 
-    Raises ArrowInvalid where they are damaged: a number out of place, such as one of a category that is not there,
-    would read what lies elsewhere in memory.
+    Raises:
+        pa.ArrowInvalid: The data are damaged. Without the check, a wrong index would read memory out of bounds.
     """
     table = table.select(list(features))
     table.validate(full=True)
@@ -164,18 +176,18 @@ def validate_and_cast(table: pa.Table, features: datasets.Features) -> pa.Table:
 
 
 def cast_plain(table: pa.Table, features: datasets.Features) -> pa.Table:
-    """The columns that have these types, as far as only their plain values do."""
-    held = table.select(list(features))
-    for place, field in enumerate(features.arrow_schema):
-        if held.schema.types[place] != field.type and plain_type(held.schema.types[place]) == field.type:
-            held = held.set_column(place, pa.field(field.name, field.type), plain_array(held.column(place)))
-    return held
+    """Select the columns of `features`. Those whose plain type is the type in `features` are converted to it."""
+    plain = table.select(list(features))
+    for index, field in enumerate(features.arrow_schema):
+        if plain.schema.types[index] != field.type and plain_type(plain.schema.types[index]) == field.type:
+            plain = plain.set_column(index, pa.field(field.name, field.type), plain_array(plain.column(index)))
+    return plain
 
 
 def _check_metadata(schema: pa.Schema, path: str) -> None:
     try:
         datasets.Features.from_arrow_schema(pa.schema([], metadata=schema.metadata))
-    except _REFUSALS as error:
+    except _TYPE_ERRORS as error:
         raise UserError(
             f"{path}: the types of its columns, as datasets noted them in it, cannot be read: {in_one_line(error)}; "
             "use the version of datasets that wrote it"
@@ -183,37 +195,37 @@ def _check_metadata(schema: pa.Schema, path: str) -> None:
 
 
 def _find_field(schema: pa.Schema, name: str, *, as_plain: bool) -> pa.Field:
-    """A column in a type that datasets can hold. Raises one of _REFUSALS where there is none."""
-    places = schema.get_all_field_indices(name)
-    if len(places) > 1:
-        raise ValueError(f"there are {len(places)} columns of this name; rename or drop all but one")
-    field = schema.field(places[0])
+    """Return a column with a type that datasets can hold. Raises one of `_TYPE_ERRORS` if there is none."""
+    indices = schema.get_all_field_indices(name)
+    if len(indices) > 1:
+        raise ValueError(f"there are {len(indices)} columns of this name; rename or drop all but one")
+    field = schema.field(indices[0])
     plain = pa.field(name, plain_type(field.type))
     if not as_plain:
-        with contextlib.suppress(*_REFUSALS):
+        with contextlib.suppress(*_TYPE_ERRORS):
             datasets.Features.from_arrow_schema(pa.schema([field]))
             return field
     try:
         datasets.Features.from_arrow_schema(pa.schema([plain]))
-    except _REFUSALS as error:
-        told = in_one_line(error).rstrip(".")
-        raise ValueError(f"{told}; store texts, numbers, or lists or structures of them") from error
+    except _TYPE_ERRORS as error:
+        reason = in_one_line(error).rstrip(".")
+        raise ValueError(f"{reason}; store texts, numbers, or lists or structures of them") from error
     return plain
 
 
 @contextlib.contextmanager
 def telling_damage(path: str, kind: str) -> Iterator[None]:
-    """Around the reading of a file: raises UserError where Arrow cannot read it as one of this kind."""
+    """Convert errors of Arrow inside the block to UserError. `kind` is the kind of the file."""
     try:
         yield
     except UserError:
         raise
-    except (pa.ArrowException, OSError, MemoryError, *_REFUSALS) as error:
-        asked = re.search(r"size (\d+)", str(error))
-        is_damaged_length = asked is not None and int(asked.group(1)) > _MOST_MEMORY
+    except (pa.ArrowException, OSError, MemoryError, *_TYPE_ERRORS) as error:
+        match = re.search(r"size (\d+)", str(error))
+        is_damaged_length = match is not None and int(match.group(1)) > _MOST_MEMORY
         if isinstance(error, MemoryError) and not is_damaged_length:
             raise
-        told = in_one_line(error).rstrip(".")
-        if isinstance(error, OSError) and error.errno is not None:  # of what Arrow raises, only the system's have one
-            raise UserError(f"{path} cannot be read: {told}") from error
-        raise UserError(f"{path} is no readable {kind} file: {told}; write or copy it again") from error
+        reason = in_one_line(error).rstrip(".")
+        if isinstance(error, OSError) and error.errno is not None:  # only errors of the system have one
+            raise UserError(f"{path} cannot be read: {reason}") from error
+        raise UserError(f"{path} is no readable {kind} file: {reason}; write or copy it again") from error

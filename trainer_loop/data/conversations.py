@@ -1,4 +1,4 @@
-"""Conversations: what is wrong with one, and the form that chat templates read."""
+"""Checks conversations, and converts them to the form that chat templates read."""
 
 import json
 import re
@@ -12,16 +12,16 @@ from trainer_loop.runtime.plain_json import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_SPELLED = re.compile(r"\s*\[\s*\{\s*\"")
+_MESSAGES_AS_JSON = re.compile(r"\s*\[\s*\{\s*\"")
 Message = dict[str, Any]
-# The columns of answers, and whose a text in one of them is: a conversation to predict may be a text of the user.
+# Columns of answers -> role of a plain text in them. Rows to predict may have a text of the user as a conversation.
 _ANSWERS = {"chosen": "assistant", "rejected": "assistant", "chosen_messages": "user", "rejected_messages": "user"}
 
 
 def read_messages(value: Any, *, role: str) -> list[Message]:
-    """The messages of a value; a text is one message of this role.
+    """Return the messages of a value; a text becomes one message of `role`.
 
-    A table gives all rows the same fields, so those that a row does not have are null there. They are left out.
+    Null fields are removed: a table has the same fields in all rows, with null where a row lacks one.
     """
     if isinstance(value, str):
         return [{"role": role, "content": value}]
@@ -29,14 +29,14 @@ def read_messages(value: Any, *, role: str) -> list[Message]:
 
 
 def read_spelled(text: str) -> str | list[Message]:
-    """A text of a user, or the messages of which it is the JSON.
+    """Parse a text that is a JSON list of messages; return other texts unchanged.
 
-    Raises UserError where it begins as messages do and is none.
+    Raises UserError if it starts like a list of messages and is not valid JSON.
 
     >>> read_spelled("[sic]"), read_spelled('[{"role": "user", "content": "Hi"}]')
     ('[sic]', [{'role': 'user', 'content': 'Hi'}])
     """
-    if not _SPELLED.match(text):
+    if not _MESSAGES_AS_JSON.match(text):
         return text
     try:
         return list(parse_json(text))
@@ -47,13 +47,13 @@ def read_spelled(text: str) -> str | list[Message]:
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """The JSON schemas of a value of the kind `tools`; None if there are none."""
+    """Return the JSON schemas of a value of kind `tools`; None if there are none."""
     tools = json.loads(value) if isinstance(value, str) and value else value
     return [_without_nulls(tool) for tool in tools] if tools else None
 
 
 def find_fault_of_messages(value: Any, kind: Literal["conversation", "prompt", "answer"]) -> str | None:
-    """What is wrong with a value of this kind, as the rest of a sentence; None: nothing."""
+    """Return the fault of a value of this kind, as the end of a sentence; None if it has none."""
     if isinstance(value, str) and kind != "conversation":
         return _find_fault_of_content(value)
     if not isinstance(value, (list, tuple)):
@@ -64,35 +64,35 @@ def find_fault_of_messages(value: Any, kind: Literal["conversation", "prompt", "
         if (fault := _find_fault_of_message(message)) is not None:
             return f"has a message, number {number} of {len(value)}, that {fault}"
     last = value[-1]["role"]
-    others = [message["role"] for message in value if message["role"] not in ("assistant", "tool")]
-    if kind == "answer" and others:
-        return f"has a message of the {others[0]}, which belongs to the prompt; name a column of answers alone"
+    other_roles = [message["role"] for message in value if message["role"] not in ("assistant", "tool")]
+    if kind == "answer" and other_roles:
+        return f"has a message of the {other_roles[0]}, which belongs to the prompt; name a column of answers alone"
     if kind != "prompt" and last != "assistant":
         return f"ends in a message of the {last}, not of the assistant,"
     return None
 
 
 def read_text(content: Any) -> str:
-    """The text of a message: its content, or the texts of its parts, one after the other."""
+    """Return the text of a message: its content, or the concatenated texts of its parts."""
     if isinstance(content, (list, tuple)):
         return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     return content if isinstance(content, str) else ""
 
 
 def read_pairs(rows: Mapping[str, Sequence[Any]]) -> list[list[list[Message]]]:
-    """The two conversations of each row, the chosen one first; one of a row without answers, or with one."""
-    answers = [own for own in _ANSWERS if own in rows]
+    """Return the two conversations of each row, the chosen one first; only one if the row has at most one answer."""
+    answers = [column for column in _ANSWERS if column in rows]
     prompts: list[list[Message]] = [[]] * len(next(iter(rows.values())))
     if "prompt" in rows:
         prompts = [read_messages(prompt, role="user") for prompt in rows["prompt"]]
     return [
-        [prompt + read_messages(rows[own][number], role=_ANSWERS[own]) for own in answers] or [prompt]
+        [prompt + read_messages(rows[column][number], role=_ANSWERS[column]) for column in answers] or [prompt]
         for number, prompt in enumerate(prompts)
     ]
 
 
 def find_fault_of_pair(conversations: Sequence[Sequence[Message]]) -> str | None:
-    """What a template accepts all the same: answers to nothing, or to unlike prompts."""
+    """Return a fault that templates accept: an answer without a prompt, or two different prompts."""
     if all(message["role"] == "assistant" for message in conversations[0]):
         return "has an answer and no prompt; put it before the answer"
     if len({json.dumps(messages[:-1], sort_keys=True) for messages in conversations}) > 1:
@@ -108,7 +108,7 @@ def lacks_answer(value: Any) -> bool:
 
 
 def find_fault_of_tools(value: Any) -> str | None:
-    """What is wrong with a value of the kind `tools`, as the rest of a sentence; None: nothing."""
+    """Return the fault of a value of kind `tools`, as the end of a sentence; None if it has none."""
     try:
         tools = json.loads(value) if isinstance(value, str) and value else value
     except ValueError:
@@ -134,19 +134,19 @@ def _find_fault_of_message(message: Any) -> str | None:
 
 
 def _find_fault_of_content(content: Any) -> str | None:
-    """content: a text, or parts of one, which some templates read."""
+    """Return the fault of a text, or of a list of parts, which some templates read."""
     if not content or (isinstance(content, str) and content.isspace()):
         return "is empty" if content is None or isinstance(content, str) else "has no parts"
     if isinstance(content, (list, tuple)):
-        is_right = all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content)
-        return None if is_right else f'has parts that are not {{"type": ..., ...}}, {shorten(content)}'
+        is_valid = all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content)
+        return None if is_valid else f'has parts that are not {{"type": ..., ...}}, {shorten(content)}'
     if not isinstance(content, str):
         return f"has the content {shorten(content)}, which is no text"
     return None if is_encodable(content) else "holds half of a surrogate pair, which is no character,"
 
 
 def _without_nulls(value: Any) -> Any:
-    """A value without the entries of its dicts, at any depth, that are null."""
+    """Remove null entries of dicts at any depth."""
     if isinstance(value, Mapping):
-        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""A `datasets.Dataset` made of columns of Arrow, and its columns: read, searched and replaced."""
+"""Builds a `datasets.Dataset` from Arrow columns, and reads, searches and replaces its columns."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,19 +10,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_READ_ROWS = 10_000  # at a time
+_READ_ROWS = 10_000  # rows that are read at a time
 
 Mask = npt.NDArray[np.bool_]
 Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 
 
 def as_rows(table: Any) -> datasets.Dataset:
-    """A table of Arrow or datasets as a data set; the name that datasets would give it takes reading all of it."""
+    """Convert a table of Arrow or datasets to a Dataset. The fingerprint is random: datasets would hash all rows."""
     return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
 def as_typed_rows(table: pa.Table, features: Mapping[str, Any]) -> datasets.Dataset:
-    """A table as a data set. features: the types that datasets has for some columns; the others keep those of Arrow."""
+    """Convert a table to a Dataset. `features` are types of some columns; the others have those of the table."""
     typed = datasets.Features.from_arrow_schema(pa.schema(table.schema)) | dict(features)
     return as_rows(table.replace_schema_metadata(datasets.Features(typed).arrow_schema.metadata))
 
@@ -30,9 +30,13 @@ def as_typed_rows(table: pa.Table, features: Mapping[str, Any]) -> datasets.Data
 def make_dataset(
     arrays: Mapping[str, Any], names: Sequence[str], num_rows: int, metadata: Mapping[bytes, bytes] | None = None
 ) -> datasets.Dataset:
-    """Columns as a data set. names: of all columns there are; where none is wanted, the first stands in as nulls.
+    """Build a Dataset from columns.
 
-    metadata: what is noted beside the types.
+    Args:
+        arrays: Values by column.
+        names: Names of all columns of the source. If `arrays` is empty, the first becomes a column of nulls.
+        num_rows: Number of rows.
+        metadata: Metadata of the schema.
     """
     if not arrays and names:
         arrays, metadata = {names[0]: pa.nulls(num_rows)}, None
@@ -40,8 +44,8 @@ def make_dataset(
 
 
 def read_column(rows: datasets.Dataset, column: str) -> Iterator[pa.ChunkedArray]:
-    """A column, some rows at a time."""
-    if rows._indices is None:  # else it has other rows than its table, or in another order
+    """Yield a column in parts of some rows."""
+    if rows._indices is None:  # else it selects or reorders the rows of its table
         whole = rows.data.column(column)
         yield from (whole.slice(start, _READ_ROWS) for start in range(0, len(whole), _READ_ROWS))
         return
@@ -51,7 +55,7 @@ def read_column(rows: datasets.Dataset, column: str) -> Iterator[pa.ChunkedArray
 
 
 def read_values(rows: datasets.Dataset, column: str) -> Iterator[Any]:
-    """The values of a column, as Python has them."""
+    """Yield the values of a column as Python objects."""
     return (value for part in read_column(rows, column) for value in part.to_pylist())
 
 
@@ -61,16 +65,16 @@ def whole_column(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
 
 
 def find_rows(rows: datasets.Dataset, column: str, test: Test) -> Mask:
-    """`[N]` rows whose value passes the test."""
+    """Return a mask `[N]` of the rows whose value passes the test."""
     masks = [np.asarray(pc.fill_null(test(part), False)) for part in read_column(rows, column)]
     return np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
 
 
-def replace_columns(rows: datasets.Dataset, made: Mapping[str, Any]) -> datasets.Dataset:
-    """The rows with these columns, of types of Arrow, in the place of those of the same names."""
-    if not made:
+def replace_columns(rows: datasets.Dataset, columns: Mapping[str, Any]) -> datasets.Dataset:
+    """Replace the columns of these names by Arrow columns."""
+    if not columns:
         return rows
     table: pa.Table = rows.with_format("arrow")[:]
-    for name, column in made.items():
+    for name, column in columns.items():
         table = table.set_column(table.column_names.index(name), name, column)
-    return as_typed_rows(table, {name: feature for name, feature in rows.features.items() if name not in made})
+    return as_typed_rows(table, {name: feature for name, feature in rows.features.items() if name not in columns})

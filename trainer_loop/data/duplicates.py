@@ -1,4 +1,4 @@
-"""Rows that are the same for a model: what they are compared by, and training rows that are left out for it."""
+"""Finds and drops training rows whose inputs another row has too."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -15,12 +15,12 @@ from trainer_loop.data.values import KINDS_OF_TEXTS, find_fault, list_texts
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
-_READ_ROWS = 1000  # at a time
-_NAMES = {"train": "an earlier one has"}
+_READ_ROWS = 1000  # rows that are read at a time
+_PHRASES = {"train": "an earlier one has"}
 
 
 def read_texts(split: Split, columns: Columns) -> Iterator[str]:
-    """The texts of each row as one, without case and runs of spaces."""
+    """Yield the texts of each row, joined and normalised."""
     names = columns.of_kind(*KINDS_OF_TEXTS)
     if not names:
         return
@@ -30,7 +30,7 @@ def read_texts(split: Split, columns: Columns) -> Iterator[str]:
 
 
 def normalise(texts: Iterator[str]) -> str:
-    """Texts as one, without case and runs of spaces.
+    """Join texts to one, in lower case and with single spaces.
 
     >>> normalise(iter(["A  good\\nbook ", "IT is"]))
     'a good book\\nit is'
@@ -40,65 +40,65 @@ def normalise(texts: Iterator[str]) -> str:
 
 
 def drop_duplicates(splits: Mapping[str, Split], columns: Columns, *, whole: Collection[int] = ()) -> tuple[Split, str]:
-    """The training rows without those whose inputs an earlier one has too, or a row of another split.
+    """Drop training rows whose inputs an earlier training row, or a row of another split, has too.
 
-    Texts are compared as by `read_texts`, and in conversations those of answers too; images by their bytes, all else by
-    their values. Labels, numbers and texts that are learned are not compared. A row without a text is kept.
+    Texts are compared after `normalise`, with the answers of conversations; images by their bytes, other inputs by
+    their values. Targets are not compared, except answers. A row without a text is kept.
 
     Args:
-        splits: The raw rows, `train` among them; their columns need not be good.
+        splits: The raw rows, with `train`; their columns may have faults.
         columns: The columns that are read.
-        whole: The numbers of the sources of a mixture of which every row is kept.
+        whole: Numbers of the sources of a mixture whose rows are all kept.
 
     Returns:
-        The rows, and a line for a person on what was dropped.
+        The training rows, and a message on what was dropped.
 
     Raises:
         UserError: No row is left, or none of a source of a mixture.
     """
     train = splits["train"]
     compared = {
-        own: name
-        for own, name in columns.names.items()
-        if not columns.declared[own].target or columns.declared[own].kind in ("answer", "conversation")
+        role: name
+        for role, name in columns.names.items()
+        if not columns.declared[role].target or columns.declared[role].kind in ("answer", "conversation")
     }
     inputs = Columns(columns.declared, compared)
     seen: dict[str, str] = {}
     for name, split in splits.items():
         if name != "train":
             seen |= {key: name for key in _read_keys(split, inputs) if key}
-    kept: list[int] = []
+    kept_rows: list[int] = []
     dropped: Counter[str] = Counter()
-    is_kept = np.isin(train.origins.source_of_rows, list(whole))
-    for number, key in enumerate(_read_keys(train, inputs)):
-        if key and key in seen and not is_kept[number]:
+    is_exempt = np.isin(train.origins.source_of_rows, list(whole))
+    for row, key in enumerate(_read_keys(train, inputs)):
+        if key and key in seen and not is_exempt[row]:
             dropped[seen[key]] += 1
         else:
-            kept.append(number)
+            kept_rows.append(row)
             seen[key] = "train"
     if not dropped:
         return train, "no row was dropped (data.deduplicate)"
-    parts = [f"{plural(dropped[name], 'row')} that {_NAMES.get(name, f'{name} has')}" for name in sorted(dropped)]
-    told = f"{', '.join(parts)} too {'was' if dropped.total() == 1 else 'were'} dropped (data.deduplicate)"
-    left = train.select(np.array(kept, dtype=np.int64))
-    if len(np.unique(left.origins.source_of_rows)) < len(np.unique(train.origins.source_of_rows)):
-        raise UserError(f"data.train: no row is left of it, or of one of its sources; {told}")
-    return left, told
+    parts = [f"{plural(dropped[name], 'row')} that {_PHRASES.get(name, f'{name} has')}" for name in sorted(dropped)]
+    message = f"{', '.join(parts)} too {'was' if dropped.total() == 1 else 'were'} dropped (data.deduplicate)"
+    rest = train.select(np.array(kept_rows, dtype=np.int64))
+    if len(np.unique(rest.origins.source_of_rows)) < len(np.unique(train.origins.source_of_rows)):
+        raise UserError(f"data.train: no row is left of it, or of one of its sources; {message}")
+    return rest, message
 
 
 def _read_keys(split: Split, columns: Columns) -> Iterator[str]:
-    """A hash of what a model reads of each row; the empty text where a row has no text."""
-    kinds: dict[str, Kind] = {name: columns.declared[own].kind for own, name in columns.names.items()}
-    if not kinds.keys() <= set(split.rows.column_names):  # which the check of the rows tells
+    """Yield a hash of the inputs of each row; an empty text for a row without a text."""
+    kinds: dict[str, Kind] = {name: columns.declared[role].kind for role, name in columns.names.items()}
+    if not kinds.keys() <= set(split.rows.column_names):  # `check_splits` reports this
         return
     for batch in split.rows.select_columns(list(kinds)).with_format(None).iter(batch_size=_READ_ROWS):
         for values in zip(*(batch[name] for name in kinds), strict=True):
-            texts = normalise(_spell(value, kind) for value, kind in zip(values, kinds.values(), strict=True))
+            texts = normalise(_compare_as(value, kind) for value, kind in zip(values, kinds.values(), strict=True))
             yield digest(texts.encode(errors="surrogatepass")) if texts else ""
 
 
-def _spell(value: Any, kind: Kind) -> str:
-    """What a value is compared by; of one that is wrong, which the check of the rows tells, what Python prints."""
+def _compare_as(value: Any, kind: Kind) -> str:
+    """Return the text by which a value is compared. For faulty values, which `check_splits` reports, it is the repr."""
     if value is None:
         return ""
     if kind == "image" and find_fault(value, kind, None) is None:

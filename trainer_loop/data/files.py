@@ -1,6 +1,7 @@
-"""Files: what a spec stands for, reading files of any known kind into one split, and opening them as a stream.
+"""Finds the files of a spec, reads them into one split, and opens them as a stream.
 
-Text files remember the byte that the next row begins at, so finding it again costs nothing however large the file is.
+The marks of text files hold the byte offset of the next row, so a stream continues in a large file without reading the
+rows before.
 """
 
 import glob
@@ -25,7 +26,7 @@ from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.parquet import map_parquet
 from trainer_loop.data.origins import Origins
 from trainer_loop.data.row_cache import keep_converted
-from trainer_loop.data.row_functions import NO_FUNCTIONS, Kept, RowFunctions
+from trainer_loop.data.row_functions import NO_FUNCTIONS, RowCounts, RowFunctions
 from trainer_loop.data.shards import Batch, Mark, Shard, ShardedSplit
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import read_table
@@ -40,39 +41,49 @@ _JOINED_TYPES = {
     "int64": _INTEGERS,
     "float64": _INTEGERS | {"float16", "float32", "float64"},
 }
-# Endings of files that are not read. Without them reviews.csv.gz would be a dotted path, and run a file reviews.py.
+# Suffixes of files that are not read. Else reviews.csv.gz would be a dotted path, and reviews.py would be imported.
 _OTHER_EXTENSIONS = (
     *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".xlsx", ".xls", ".ods", ".docx", ".pdf"),
     *(".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".hdf5", ".sqlite", ".pt", ".pth", ".bin", ".safetensors"),
     *(".py", ".ipynb", ".yaml", ".yml", ".md", ".html", ".xml"),
 )
-_HASHED_BYTES = 1 << 20  # of every file of a stream; all of them would take as long as reading it
+_HASHED_BYTES = 1 << 20  # of each file of a stream; hashing whole files would take as long as reading them
 
 
 def is_file_spec(spec: str, *, hub: bool) -> bool:
-    """Whether a spec means files or a folder. With a hub data set, brackets are a slice of a split: train[:1000].
+    """Whether a spec means files or a folder.
 
-    Where there is none, a file or folder that exists is meant, whatever it is called.
+    Args:
+        spec: A value of `data.train` or another split.
+        hub: `data.name` is set. Then brackets are a slice of a split, as in train[:1000]. Else the spec also means a
+            file or folder if that exists, with any name.
     """
     wild = "*?" if hub else "*?["
-    is_spelled_so = spec.lower().endswith((*EXTENSIONS, *_OTHER_EXTENSIONS)) or "/" in spec or os.sep in spec
-    return is_spelled_so or any(sign in spec for sign in wild) or (not hub and os.path.exists(spec))  # noqa: PTH110
+    has_path_form = spec.lower().endswith((*EXTENSIONS, *_OTHER_EXTENSIONS)) or "/" in spec or os.sep in spec
+    return has_path_form or any(character in spec for character in wild) or (not hub and os.path.exists(spec))  # noqa: PTH110
 
 
 def find_files(specs: Sequence[str], *, key: str, split: str | None = None) -> list[str]:
-    """The files that paths and globs stand for; those of one glob are in the order of their names.
+    """Return the files of paths and globs. The files of a glob are sorted by name.
 
-    key: the config key that errors name. split: also those of folders that `save_to_disk` wrote, of a `DatasetDict`
-    those of this split. Raises UserError with all that is wrong.
+    Args:
+        specs: Paths and globs.
+        key: The config key that errors name.
+        split: Accept folders that `save_to_disk` wrote too, and read this split of a `DatasetDict`; None: do not.
+
+    Raises:
+        UserError: With the problems of all specs.
     """
     problems = Problems()
     files: list[str] = []
     for spec in specs:
         files += problems.collect(f"{key}={spec}: ", _find, spec, split) or []
     resolved = [os.path.realpath(file) for file in files]
-    twice = sorted({file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1})
-    if twice:
-        problems.lines.append(f"{key}: each file may be given once, and these are more often: {enumerate_some(twice)}")
+    repeated = sorted({file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1})
+    if repeated:
+        problems.lines.append(
+            f"{key}: each file may be given once, and these are more often: {enumerate_some(repeated)}"
+        )
     problems.refuse()
     return files
 
@@ -85,37 +96,43 @@ def read_files(
     text_format: TextFormat = DEFAULT_FORMAT,
     functions: RowFunctions = NO_FUNCTIONS,
 ) -> Split:
-    """The rows of all files, one file after the other; other columns than those of the task are not read.
+    """Read the rows of all files, in the order of the files.
 
-    columns: None for all; one whose type is not known, or not alike in all files, is then refused. functions: what is
-    done to each row, with all its columns, before; the fingerprint is then that of the rows, which depend on code, too.
-    Raises UserError with the problems of all files.
+    Args:
+        files: Paths of the files.
+        split: Name of the split.
+        columns: Columns that are read. None: all; each must have a known type that agrees in all files.
+        text_format: Delimiter, quoting and encoding.
+        functions: Applied to each row, with all its columns. The fingerprint is then a hash of the resulting rows.
+
+    Raises:
+        UserError: With the problems of all files.
     """
-    counts: list[Kept] = []
+    row_counts: list[RowCounts] = []
 
     def read_one(file: str) -> Split:
-        content, before = digest_file(Path(file)), _stamp(file)
+        content, stamp = digest_file(Path(file)), _stamp(file)
         if functions:
             assert columns is not None, "functions are for tasks that declare columns"
             shard = open_file(file, columns=None, text_format=text_format)
-            changed = functions.over(shard, columns=columns.stored, on_end=counts.append)
-            read = read_table(changed, columns=columns.stored).as_split(columns)
+            changed = functions.over(shard, columns=columns.stored, on_end=row_counts.append)
+            part = read_table(changed, columns=columns.stored).as_split(columns)
         else:
-            read = _read_file(file, content=content, columns=columns, text_format=text_format)
-        if _stamp(file) != before:
+            part = _read_file(file, content=content, columns=columns, text_format=text_format)
+        if _stamp(file) != stamp:
             check_unchanged(file, content)
-        kind = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
-        return replace(read, name=file, fingerprint=kind)
+        fingerprint = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
+        return replace(part, name=file, fingerprint=fingerprint)
 
     wanted = None if columns is None else columns.stored
     parts = read_each(files, read_one)
     if not functions:
         return join_files(split, parts, wanted=wanted)
-    kept = [part for part in parts if len(part.rows)]
-    if not kept:
+    non_empty = [part for part in parts if len(part.rows)]
+    if not non_empty:
         raise UserError(functions.explain_nothing(split))
-    joined = join_files(split, kept, wanted=wanted)
-    functions.tell(split, counts)
+    joined = join_files(split, non_empty, wanted=wanted)
+    functions.report(split, row_counts)
     return replace(joined, fingerprint=digest_rows(joined.rows))
 
 
@@ -126,9 +143,16 @@ def open_files(
     text_format: TextFormat = DEFAULT_FORMAT,
     functions: RowFunctions = NO_FUNCTIONS,
 ) -> ShardedSplit:
-    """Files, one after the other. Raises UserError with the problems of all files.
+    """Open files as a stream, in the order of the files.
 
-    columns: those that are read. functions: what is done to each row, with all its columns, before.
+    Args:
+        files: Paths of the files.
+        columns: Columns that are read.
+        text_format: Delimiter, quoting and encoding.
+        functions: Applied to each row, with all its columns.
+
+    Raises:
+        UserError: With the problems of all files.
     """
     shards = read_each(files, partial(_open_file, columns=columns, text_format=text_format, functions=functions))
     parts = [f"{_digest_head(file)} {text_format.fingerprint(file)}".rstrip() for file in files]
@@ -138,7 +162,7 @@ def open_files(
 
 
 def _open_file(path: str, *, columns: Collection[str], text_format: TextFormat, functions: RowFunctions) -> Shard:
-    """A file of any known kind, with these columns in types that rows can hold."""
+    """Open a file of any known kind, with these columns converted to types that datasets can hold."""
     shard = open_file(path, columns=None if functions else columns, text_format=text_format)
     shard = functions.over_streamed(shard, columns=columns)
     if shard.whole_only is not None:
@@ -156,7 +180,7 @@ def _open_file(path: str, *, columns: Collection[str], text_format: TextFormat, 
 
 
 def _digest_head(path: str) -> str:
-    """A hash of the kind of a file, its size and its first MiB."""
+    """Return a hash of the suffix of a file, its size and its first MiB."""
     with Path(path).open("rb") as file:
         head = file.read(_HASHED_BYTES)
     return digest(Path(path).suffix.lower().encode(), str(Path(path).stat().st_size).encode(), head)
@@ -165,37 +189,37 @@ def _digest_head(path: str) -> str:
 def _find(spec: str, split: str | None) -> list[str]:
     path = expand_home(spec)
     try:
-        return _look_for(path, spec, split)
+        return _find_by_path(path, spec, split)
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # a name that the system refuses
+    except (OSError, ValueError) as error:  # the system rejects the name
         raise UserError(f"no file can have this name: {in_one_line(error, at_most=100)}") from error
 
 
-def _look_for(path: Path, spec: str, split: str | None) -> list[str]:
+def _find_by_path(path: Path, spec: str, split: str | None) -> list[str]:
     if path.is_dir():
-        saved = None if split is None else find_saved_files(path, split=split)
-        if saved is not None:
-            return saved
+        saved_files = None if split is None else find_saved_files(path, split=split)
+        if saved_files is not None:
+            return saved_files
         kinds = sorted({entry.suffix.lower() for entry in path.iterdir()} & set(EXTENSIONS))
         example = Path(spec) / f"*{(kinds or EXTENSIONS)[0]}"
         raise UserError(f"this is a folder; give the files in it, such as {example}")
     if path.is_file():
-        found = [str(path)]
+        files = [str(path)]
     elif glob.has_magic(spec):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = sorted(match for match in matches if Path(match).is_file())
+        files = sorted(match for match in matches if Path(match).is_file())
     else:
         listed = "; a list of files is written [a.csv,b.csv]" if "," in spec else ""
         raise UserError(f"there is no such file{listed or _describe_folder(path)}")
-    if not found:
+    if not files:
         raise UserError(f"no file matches{_describe_folder(path)}")
-    unknown = [file for file in found if not file.lower().endswith(EXTENSIONS)]
+    unknown = [file for file in files if not file.lower().endswith(EXTENSIONS)]
     if unknown:
         raise UserError(
             f"{enumerate_some(unknown)}: of no known kind; known are {', '.join(EXTENSIONS)}; unpack or convert it"
         )
-    return found
+    return files
 
 
 def _describe_folder(path: Path) -> str:
@@ -211,7 +235,7 @@ def _describe_folder(path: Path) -> str:
 
 
 def _read_file(path: str, *, content: str, columns: Columns | None, text_format: TextFormat) -> Split:
-    """content: a hash of its bytes."""
+    """Read one file. `content` is a hash of its bytes."""
     wanted = None if columns is None else columns.stored
     shard = open_file(path, columns=wanted, text_format=text_format)
     match Path(path).suffix.lower():
@@ -231,39 +255,44 @@ def _read_file(path: str, *, content: str, columns: Columns | None, text_format:
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
-    """What tells one writing of a file from another."""
+    """Return inode, size and time of a file, which change when it is written."""
     facts = Path(path).stat()
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def join_files(name: str, parts: Sequence[Split], *, wanted: Collection[str] | None) -> Split:
-    """The rows of files, one after the other, with the columns that all have in types that go together.
+    """Concatenate the rows of files. Columns are kept if all files have them with compatible types.
 
-    name: of the split. parts: the rows of each file, by its name; their fingerprints tell them from others. wanted:
-    None for the columns that all files have. Raises UserError where a wanted column cannot be had.
+    Args:
+        name: Name of the split.
+        parts: The rows of each file; the name of a part is the name of its file.
+        wanted: Columns that must be kept; None: all that are in every file.
+
+    Raises:
+        UserError: A file lacks a wanted column, or its types are not compatible.
     """
     if wanted is None:
         wanted = set.intersection(*(set(part.columns) for part in parts))
     problems: list[str] = []
     features = datasets.Features()
-    types = [part.rows.features for part in parts]  # asked for once: each time it is a copy of all
-    for column in dict.fromkeys(column for part in types for column in part):
+    features_of_parts = [part.rows.features for part in parts]  # read once: each access makes a copy
+    for column in dict.fromkeys(column for part in features_of_parts for column in part):
         try:
-            features[column] = _join_feature(column, parts, types)
+            features[column] = _join_feature(column, parts, features_of_parts)
         except UserError as error:
             problems += error.problems if column in wanted else []
     refuse(problems)
     names = list(dict.fromkeys(column for part in parts for column in part.columns))
     if features:
         rows = datasets.concatenate_datasets([_cast(part, features) for part in parts])
-    else:  # one that stands in for none, and is not in all files
+    else:  # only the placeholder columns of `make_dataset`, which differ between files
         rows = make_dataset({}, names, sum(len(part.rows) for part in parts))
     fingerprint = digest(*(part.fingerprint.encode() for part in parts))
     return Split(name, rows, Origins.join([part.origins for part in parts]), fingerprint, names)
 
 
 def _cast(part: Split, features: datasets.Features) -> datasets.Dataset:
-    """Where rows are mapped, into the cache: of its own datasets writes beside the file that they are mapped from."""
+    """Cast the columns of a part. Memory-mapped rows are cast into the cache; datasets would write next to the file."""
     rows = part.rows.select_columns(list(features))
     if rows.features == features:
         return rows
@@ -281,36 +310,36 @@ def _cast(part: Split, features: datasets.Features) -> datasets.Dataset:
         ) from error
 
 
-def _join_feature(column: str, parts: Sequence[Split], types: Sequence[datasets.Features]) -> Any:
-    """The type of a column over all files. Raises UserError where a file lacks it or has an unlike type."""
-    lacking = [
+def _join_feature(column: str, parts: Sequence[Split], features_of_parts: Sequence[datasets.Features]) -> Any:
+    """Return the common type of a column. Raises UserError if a file lacks it or has an incompatible type."""
+    problems = [
         f"{part.name} has no column {column!r}; it has {enumerate_names(part.columns)}"
         f"{did_you_mean(column, part.columns)}"
-        for part, present in zip(parts, types, strict=True)
-        if column not in present
+        for part, features in zip(parts, features_of_parts, strict=True)
+        if column not in features
     ]
-    refuse(lacking)
-    common = types[0][column]
-    for part, present in zip(parts, types, strict=True):
-        joined = _common_feature(common, present[column])
-        if joined is None:
+    refuse(problems)
+    common = features_of_parts[0][column]
+    for part, features in zip(parts, features_of_parts, strict=True):
+        merged = _common_feature(common, features[column])
+        if merged is None:
             raise UserError(
                 f"column {column!r} has one type in {parts[0].name} ({common}) and another in {part.name} "
-                f"({present[column]}); make them alike"
+                f"({features[column]}); make them alike"
             )
-        common = joined
+        common = merged
     return common
 
 
 def _common_feature(one: Any, other: Any) -> Any | None:
-    """The type that holds the values of both columns, or None."""
+    """Return the type that can hold the values of both columns, or None."""
     null = datasets.Value("null")
     if one == other or other == null:
         return one
     if one == null:
         return other
     if isinstance(one, datasets.Value) and isinstance(other, datasets.Value):
-        for joined, kinds in _JOINED_TYPES.items():
+        for common, kinds in _JOINED_TYPES.items():
             if {one.dtype, other.dtype} <= kinds:
-                return datasets.Value(joined)
+                return datasets.Value(common)
     return None

@@ -1,4 +1,4 @@
-"""Folders as splits: what `save_to_disk` of datasets wrote, and images in folders that are named by their class."""
+"""Reads folders as splits: folders that `save_to_disk` of datasets wrote, and folders of images, one for each class."""
 
 import glob
 import os
@@ -18,60 +18,69 @@ from trainer_loop.errors import Problems, UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.plain_json import parse_json
 
-_SAVED, _SAVED_DICT = "state.json", "dataset_dict.json"  # which datasets writes beside the rows
-_ENDINGS = tuple(ImageFolder.EXTENSIONS)
-_OF_FILE_MANAGERS = ("thumbs.db", "desktop.ini")
-_LEVELS = ("*", "*/*", "*/*/*")
+_STATE_FILE, _DICT_FILE = "state.json", "dataset_dict.json"  # files that datasets writes next to the rows
+_SUFFIXES = tuple(ImageFolder.EXTENSIONS)
+_IGNORED_FILES = ("thumbs.db", "desktop.ini")
+_DEPTHS = ("*", "*/*", "*/*/*")
 
 
 def find_saved_files(folder: Path, *, split: str) -> list[str] | None:
-    """The Arrow files of a folder that `save_to_disk` wrote, in their order; None if it is no such folder.
+    """Return the Arrow files of a folder that `save_to_disk` wrote, in order; None if it is another folder.
 
-    split: that is read of a `DatasetDict`. Raises UserError if the folder has no such split, or is not whole.
+    Args:
+        folder: The folder.
+        split: The split that is read if the folder holds a `DatasetDict`.
+
+    Raises:
+        UserError: The folder has no such split, or is not complete.
     """
-    if (folder / _SAVED_DICT).is_file():
-        splits = [str(name) for name in _read_json(folder / _SAVED_DICT).get("splits") or ()]
+    if (folder / _DICT_FILE).is_file():
+        splits = [str(name) for name in _read_json(folder / _DICT_FILE).get("splits") or ()]
         if split not in splits:
-            there = f"this folder holds a DatasetDict of the splits {enumerate_some(splits, at_most=10)}"
+            message = f"this folder holds a DatasetDict of the splits {enumerate_some(splits, at_most=10)}"
             example = folder / (splits[0] if splits else "train")
-            raise UserError(f"{there}, and none is called {split}; name one of them, such as {example}")
+            raise UserError(f"{message}, and none is called {split}; name one of them, such as {example}")
         folder = folder / split
-    if not (folder / _SAVED).is_file():
+    if not (folder / _STATE_FILE).is_file():
         return None
     try:
-        names = [Path(str(entry["filename"])).name for entry in _read_json(folder / _SAVED)["_data_files"]]
+        names = [Path(str(entry["filename"])).name for entry in _read_json(folder / _STATE_FILE)["_data_files"]]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / _SAVED} names no files, as save_to_disk does; write or copy it again") from error
-    lacking = [name for name in names if not (folder / name).is_file()]
-    if lacking or not names:
-        told = f"{enumerate_some(lacking)}, which {_SAVED} names" if lacking else "rows"
-        raise UserError(f"{folder} was written by save_to_disk and lacks {told}; write or copy it again")
+        raise UserError(
+            f"{folder / _STATE_FILE} names no files, as save_to_disk does; write or copy it again"
+        ) from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        reason = f"{enumerate_some(missing)}, which {_STATE_FILE} names" if missing else "rows"
+        raise UserError(f"{folder} was written by save_to_disk and lacks {reason}; write or copy it again")
     return [str(folder / name) for name in names]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {in_one_line(error)}; write or copy it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{path} is no JSON object, as save_to_disk writes one; write or copy it again")
-    return found
+    return content
 
 
 def is_image_folder(spec: str) -> bool:
-    """Whether a spec names a folder with images in it, or in folders in it, or in folders in these."""
+    """Whether a spec names a folder with images in it or in up to two levels of folders inside."""
     folder = expand_home(spec)
-    if not os.path.isdir(folder) or any(  # noqa: PTH112 - of a name that no folder can have it is false
-        (folder / name).is_file() for name in (_SAVED, _SAVED_DICT)
+    if not os.path.isdir(folder) or any(  # noqa: PTH112 - it returns False for invalid names
+        (folder / name).is_file() for name in (_STATE_FILE, _DICT_FILE)
     ):
         return False
-    return any(_is_image(path) for level in _LEVELS for path in folder.glob(level))
+    return any(_is_image(path) for level in _DEPTHS for path in folder.glob(level))
 
 
 def read_image_folder(spec: str, *, split: str) -> Split:
-    """A row for each image in the folders of a folder, in the order of their names: `image`, its path, and `label`,
-    the name of its folder. Raises UserError with everything that does not fit.
+    """Read images from one folder per class: `image` is the path and `label` the name of the folder, sorted by name.
+
+    Raises:
+        UserError: With the problems of all folders.
     """
     folder = expand_home(spec)
     problems = Problems()
@@ -82,9 +91,9 @@ def read_image_folder(spec: str, *, split: str) -> Split:
         )
     if not is_encodable(str(folder)) or not all(is_encodable(path.name) for path in folder.iterdir()):
         problems.lines.append("it has folders whose names are no UTF-8; rename them")
-    read = {path: problems.collect("", _list_images, path) for path in _list_folder(folder) if path.is_dir()}
+    paths_by_folder = {path: problems.collect("", _list_images, path) for path in _list_folder(folder) if path.is_dir()}
     problems.refuse()
-    images = {path.name: paths for path, paths in read.items() if paths is not None}
+    images = {path.name: paths for path, paths in paths_by_folder.items() if paths is not None}
     labels = [name for name, paths in images.items() for _ in paths]
     columns = {"image": [path for paths in images.values() for path in paths], "label": labels}
     return Split(
@@ -97,27 +106,27 @@ def read_image_folder(spec: str, *, split: str) -> Split:
 
 
 def list_image_files(specs: Sequence[str]) -> list[str] | None:
-    """The images that paths and globs name, those of a glob in the order of their names; None: some name no images."""
-    found: list[str] = []
+    """Return the images of paths and globs, the images of a glob sorted by name; None if one names no images."""
+    files: list[str] = []
     for spec in specs:
         path = str(expand_home(spec))
-        named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]  # noqa: PTH207 - as files.py
-        if not named or not all(_is_image(Path(one)) for one in named):
+        paths = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]  # noqa: PTH207 - as files.py
+        if not paths or not all(_is_image(Path(one)) for one in paths):
             return None
-        found += named
-    return found
+        files += paths
+    return files
 
 
 def read_images(specs: Sequence[str], *, split: str) -> Split:
-    """A row for each image to predict: `image`, its path.
+    """Read images to predict: one row per image, with its path as `image`.
 
     Args:
-        specs: Images and globs of them; or one folder, of images alone, or of folders as in `read_image_folder`, by
-            which images have a `label` too.
-        split: The name of the split.
+        specs: Images and globs; or one folder, which holds images only, or folders as in `read_image_folder`. In the
+            last case images have a `label` too.
+        split: Name of the split.
 
     Raises:
-        UserError: A folder holds something else.
+        UserError: A folder holds other files.
     """
     images = list_image_files(specs)
     if images is None:
@@ -132,28 +141,28 @@ def read_images(specs: Sequence[str], *, split: str) -> Split:
 
 
 def _list_images(folder: Path) -> list[str]:
-    inside = list(_list_folder(folder))
-    folders = [path.name for path in inside if path.is_dir()]
+    entries = list(_list_folder(folder))
+    folders = [path.name for path in entries if path.is_dir()]
     if folders:
         raise UserError(
             f"{folder} has folders in it ({enumerate_some(folders)}); the folder of a class holds images alone: if its "
             f"folders are the classes, name {folder}"
         )
-    if unnamed := [repr(path.name) for path in inside if not is_encodable(path.name)]:
+    if unnamed := [repr(path.name) for path in entries if not is_encodable(path.name)]:
         raise UserError(f"{folder} has names that are no UTF-8: {enumerate_some(unnamed)}; rename them")
-    others = [path.name for path in inside if not _is_image(path) and path.name.lower() not in _OF_FILE_MANAGERS]
+    others = [path.name for path in entries if not _is_image(path) and path.name.lower() not in _IGNORED_FILES]
     if others:
         raise UserError(f"{folder} has files that are no images: {enumerate_some(others)}; put them elsewhere")
-    images = [str(path) for path in inside if _is_image(path)]
+    images = [str(path) for path in entries if _is_image(path)]
     if not images:
         raise UserError(f"{folder} has no images; remove it, or give it some")
     return images
 
 
 def _list_folder(folder: Path) -> Iterator[Path]:
-    """What is in it by name, but for hidden files and folders."""
+    """Yield the content of a folder, sorted by name, without hidden files and folders."""
     return (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _ENDINGS and not path.name.startswith(".") and os.path.isfile(path)  # noqa: PTH113
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and os.path.isfile(path)  # noqa: PTH113

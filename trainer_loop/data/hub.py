@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face hub, or of its cache on this machine.
+"""Data sets of the Hugging Face hub, or of its local cache.
 
-In memory all their splits are downloaded. Of those that are streamed nothing is but the rows that are read.
+Without streaming, all splits are downloaded. With streaming, only the rows that are read are downloaded.
 """
 
 import contextlib
@@ -25,75 +25,92 @@ _SLICE = re.compile(r"[\[+]")  # train[:1000], train+test
 
 
 def load_hub_splits(name: str, *, config: str | None, specs: Mapping[str, str]) -> tuple[dict[str, Split], list[str]]:
-    """Splits of a hub data set, from the hub or its cache -> the splits that are there, and what is wrong.
+    """Load splits of a data set from the hub or its cache.
 
-    specs: our name of a split -> its name there, or a slice of it such as `train[:1000]`.
+    Args:
+        name: Name of the data set.
+        config: Its configuration; None: the default.
+        specs: Name of a split in the run -> its name on the hub, or a slice such as `train[:1000]`.
+
+    Returns:
+        The splits that could be loaded, and problems.
     """
     splits: dict[str, Split] = {}
     problems = Problems()
     try:
         with _reach_hub(name, config):
             present = datasets.load_dataset(name, config)
-            for ours, theirs in specs.items():
-                split = problems.collect("", _load_split, name, config, ours, theirs, present)
-                splits |= {} if split is None else {ours: split}
+            for split_name, hub_split in specs.items():
+                split = problems.collect("", _load_split, name, config, split_name, hub_split, present)
+                splits |= {} if split is None else {split_name: split}
     except UserError as error:
         problems.lines += error.problems
     return splits, problems.lines
 
 
 def _load_split(
-    name: str, config: str | None, ours: str, theirs: str, present: Mapping[str, datasets.Dataset]
+    name: str, config: str | None, split: str, hub_split: str, present: Mapping[str, datasets.Dataset]
 ) -> Split:
-    rows = present.get(theirs)
-    if rows is None and _SLICE.search(theirs):
+    rows = present.get(hub_split)
+    if rows is None and _SLICE.search(hub_split):
         try:
-            rows = datasets.load_dataset(name, config, split=theirs)
+            rows = datasets.load_dataset(name, config, split=hub_split)
         except (ValueError, DatasetsError) as error:
-            raise UserError(f"data.{ours}={theirs}: {in_one_line(error)}") from error
+            raise UserError(f"data.{split}={hub_split}: {in_one_line(error)}") from error
     if rows is None:
-        raise UserError(_explain_missing(name, ours, theirs, present))
+        raise UserError(_explain_missing(name, split, hub_split, present))
     if not len(rows):
-        raise UserError(f"data.{ours}={theirs}: this split of {name} has no rows")
-    # datasets derives it from the files' revision and the chosen rows.
+        raise UserError(f"data.{split}={hub_split}: this split of {name} has no rows")
+    # datasets derives the fingerprint from the revision of the files and the selected rows.
     fingerprint = digest(rows._fingerprint.encode())
-    return Split(ours, rows, Origins.of(f"{name}[{theirs}] row", len(rows)), fingerprint)
+    return Split(split, rows, Origins.of(f"{name}[{hub_split}] row", len(rows)), fingerprint)
 
 
 def stream_hub_splits(
     name: str, *, config: str | None, train: str, specs: Mapping[str, str], columns: Collection[str] | None
 ) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
-    """Splits of a hub data set -> the one to train on, the others read into memory, and what is wrong.
+    """Open splits of a hub data set as streams.
 
-    train: its name there. specs: our names of the others -> their names there; they are streamed once, because
-    datasets would download all splits to give one of them. columns: those that train is read for; None: all.
+    Args:
+        name: Name of the data set.
+        config: Its configuration; None: the default.
+        train: Name of the training split on the hub.
+        specs: Name of each other split in the run -> its name on the hub. They are streamed into memory, because
+            datasets would download all splits to load one.
+        columns: Columns of the training rows that are read; None: all.
+
+    Returns:
+        The training split as a stream, the other splits in memory, and problems.
     """
-    split: ShardedSplit | None = None
+    train_split: ShardedSplit | None = None
     others: dict[str, Split] = {}
     problems: list[str] = []
     try:
         with _reach_hub(name, config):
             builder = datasets.load_dataset_builder(name, config)
             present: Mapping[str, datasets.IterableDataset] = builder.as_streaming_dataset()
-            for ours, theirs in ({"train": train} | dict(specs)).items():
-                if _SLICE.search(theirs):
-                    problems.append(f"data.{ours}={theirs}: with data.streaming it is a whole split; see data.limit")
-                elif theirs not in present:
-                    problems.append(_explain_missing(name, ours, theirs, present))
-                elif ours == "train":
-                    split = _open_stream(f"{name}[{theirs}]", builder, present[theirs], theirs, columns)
+            for split_name, hub_split in ({"train": train} | dict(specs)).items():
+                if _SLICE.search(hub_split):
+                    problems.append(
+                        f"data.{split_name}={hub_split}: with data.streaming it is a whole split; see data.limit"
+                    )
+                elif hub_split not in present:
+                    problems.append(_explain_missing(name, split_name, hub_split, present))
+                elif split_name == "train":
+                    train_split = _open_stream(f"{name}[{hub_split}]", builder, present[hub_split], hub_split, columns)
                 else:
-                    others[ours] = _read_stream(f"{name}[{theirs}]", builder, present[theirs], ours)
+                    others[split_name] = _read_stream(f"{name}[{hub_split}]", builder, present[hub_split], split_name)
     except UserError as error:
         problems += error.problems
-    return split, others, problems
+    return train_split, others, problems
 
 
 @contextlib.contextmanager
 def _reach_hub(name: str, config: str | None) -> Iterator[None]:
-    """Inside, a data set is asked for, from the cache where the hub does not answer.
+    """Use the cache inside the block if the hub does not answer, and convert errors.
 
-    Raises UserError where it is not to be had, or is none of the hub's.
+    Raises:
+        UserError: The data set is not available, or `name` is a local path.
     """
     if expand_home(name, place="data.name").exists():
         raise UserError(
@@ -103,13 +120,13 @@ def _reach_hub(name: str, config: str | None) -> Iterator[None]:
         try:
             yield
         except DatasetNotFoundError as error:
-            told = f"data.name={name}: {in_one_line(error)}; check the name, or log in with `hf auth login`"
-            raise UserError(told) from error
+            message = f"data.name={name}: {in_one_line(error)}; check the name, or log in with `hf auth login`"
+            raise UserError(message) from error
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-            told = f"data.name={name} data.config={config or 'null'}: {in_one_line(error)}"
+            message = f"data.name={name} data.config={config or 'null'}: {in_one_line(error)}"
             if offline is not None:
-                told = _explain_offline(name, config, reason=offline, error=error)
-            raise UserError(told) from error
+                message = _explain_offline(name, config, reason=offline, error=error)
+            raise UserError(message) from error
 
 
 def _open_stream(
@@ -130,57 +147,57 @@ def _open_stream(
         )
         for index in range(total)
     ]
-    described = (builder.info.splits or {}).get(split)
-    num_rows = described.num_examples if described is not None else None
-    shown = title if total == 1 else f"{title}, {total:,} shards"
-    return ShardedSplit(shards, shown, _digest(builder, title), num_rows or None, is_local=False)
+    info = (builder.info.splits or {}).get(split)
+    num_rows = info.num_examples if info is not None else None
+    full_title = title if total == 1 else f"{title}, {total:,} shards"
+    return ShardedSplit(shards, full_title, _digest(builder, title), num_rows or None, is_local=False)
 
 
-def _read_stream(title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableDataset, ours: str) -> Split:
+def _read_stream(title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableDataset, split: str) -> Split:
     tables = list(rows.with_format("arrow").iter(batch_size=BATCH_ROWS))
     if not tables:
-        raise UserError(f"data.{ours}: {title} has no rows")
+        raise UserError(f"data.{split}: {title} has no rows")
     table = pa.concat_tables(tables, promote_options="permissive")
-    read = datasets.Dataset(table, info=datasets.DatasetInfo(features=rows.features))
-    return Split(ours, read, Origins.of(f"{title} row", len(read)), _digest(builder, title))
+    dataset = datasets.Dataset(table, info=datasets.DatasetInfo(features=rows.features))
+    return Split(split, dataset, Origins.of(f"{title} row", len(dataset)), _digest(builder, title))
 
 
 def _digest(builder: datasets.DatasetBuilder, title: str) -> str:
-    """Of the revision of the data set, its configuration and the split."""
+    """Return a hash of the revision of the data set, its configuration and the split."""
     return digest(str(builder.hash).encode(), str(builder.config.name).encode(), title.encode())
 
 
 def _read_shard(
     rows: datasets.IterableDataset, title: str, columns: Collection[str] | None, mark: Mark | None
 ) -> Iterator[Batch]:
-    """The data set tells its state between batches only: at every row that would cost more than the row."""
+    """Yield batches. Marks hold the state of the data set before a batch; a state for each row would be too slow."""
     rows = rows.with_format("arrow")
-    row, state, used = (0, None, 0) if mark is None else (mark["row"], mark["batch"], mark["used"])
+    row, state, num_used = (0, None, 0) if mark is None else (mark["row"], mark["batch"], mark["used"])
     if state is not None:
         rows.load_state_dict(state)
     try:
         for table in rows.iter(batch_size=BATCH_ROWS):
-            wanted = [name for name in table.column_names if columns is None or name in columns]
-            rest = table.select(wanted).slice(used)
-            ends = [(row + count, state, used + count) for count in range(1, len(rest) + 1)]
-            read = rest if rows.features is not None else rest.to_pylist()
-            yield Batch(read, ends, ("row", "batch", "used"))
-            row, state, used = row + len(rest), rows.state_dict(), 0
-    except Exception as error:  # whatever the library behind the data set raises
+            present = [name for name in table.column_names if columns is None or name in columns]
+            remaining = table.select(present).slice(num_used)
+            ends = [(row + count, state, num_used + count) for count in range(1, len(remaining) + 1)]
+            batch = remaining if rows.features is not None else remaining.to_pylist()
+            yield Batch(batch, ends, ("row", "batch", "used"))
+            row, state, num_used = row + len(remaining), rows.state_dict(), 0
+    except Exception as error:  # libraries that read data sets raise errors of many types
         raise UserError(
             f"{title} cannot be read after row {row:,}: {in_one_line(error)}; "
             "started again, the same command goes on from its last checkpoint"
         ) from error
 
 
-def _explain_missing(name: str, ours: str, theirs: str, present: Iterable[str]) -> str:
-    there = f"{name} has {enumerate_some(list(present), at_most=10)}"
-    return f"data.{ours}={theirs}: no such split; {there}{did_you_mean(theirs, present)}"
+def _explain_missing(name: str, split: str, hub_split: str, present: Iterable[str]) -> str:
+    available = f"{name} has {enumerate_some(list(present), at_most=10)}"
+    return f"data.{split}={hub_split}: no such split; {available}{did_you_mean(hub_split, present)}"
 
 
 def _explain_offline(name: str, config: str | None, *, reason: str, error: Exception) -> str:
     fill = f"datasets.load_dataset({name!r}{f', {config!r}' if config else ''})"
-    # Where the cache holds another configuration of it, datasets says which.
+    # If the cache has another configuration of the data set, datasets names it.
     cached = f" ({in_one_line(error)})" if isinstance(error, ValueError) else ""
     return (
         f"data.name={name}: {reason} and the data set is not in the cache "

@@ -1,4 +1,4 @@
-"""Images: read from a path, a data URI or bytes, and what is wrong with one."""
+"""Reads and checks images from a path, a data URI or bytes."""
 
 import base64
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError, in_one_line
 
 DATA_URI = "data:image/"
-_UNBOUNDED = ("I", "F")  # modes of PIL with 32 bits a value
-_FORMATS_OF_STRANGERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow starts other programs for some of the others
+_UNBOUNDED = ("I", "F")  # modes of PIL with 32 bits per value
+_SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow starts other programs for some other formats
 
 
 def read_source(value: Any) -> tuple[bytes, str]:
-    """The bytes of an image and nothing, or nothing and its path.
+    """Return the bytes of an image and an empty path, or no bytes and its path.
 
     Args:
-        value: A path, a data URI, bytes, or a dict of `bytes` and `path`, as datasets has images.
+        value: A path, a data URI, bytes, or a dict of `bytes` and `path`, as in datasets.
 
     Raises:
-        ValueError: It is none of these; the message is the rest of a sentence.
+        ValueError: The value is none of these; the message is the end of a sentence.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -41,11 +41,12 @@ def read_source(value: Any) -> tuple[bytes, str]:
 
 
 def explain_fault(content: bytes, path: str, *, decodes: bool) -> str | None:
-    """Why an image cannot be read, as the rest of a sentence; None: it can.
+    """Return why an image cannot be read, as the end of a sentence; None if it can be read.
 
     Args:
-        content, path: From `read_source`.
-        decodes: All of it is decoded; else its first bytes are read.
+        content: From `read_source`.
+        path: From `read_source`.
+        decodes: Decode the whole image; else only its header is read.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -65,23 +66,23 @@ def explain_fault(content: bytes, path: str, *, decodes: bool) -> str | None:
 
 
 def explain_fault_of_strangers(content: bytes, *, max_pixels: int) -> str | None:
-    """Why an image of an unknown sender is not decoded, as the rest of a sentence; None: it may be."""
+    """Return why an image from an untrusted sender is not decoded, as the end of a sentence; None if it may be."""
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(content), formats=_FORMATS_OF_STRANGERS) as image:
+        with Image.open(BytesIO(content), formats=_SAFE_FORMATS) as image:
             width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return f"holds bytes that are no image; allowed: {', '.join(_FORMATS_OF_STRANGERS)}"
+        return f"holds bytes that are no image; allowed: {', '.join(_SAFE_FORMATS)}"
     if width * height > max_pixels:
         return f"has {width * height:,} pixels ({width} x {height}); allowed: {max_pixels:,}"
     return None
 
 
 def decode(content: bytes, path: str) -> Any:
-    """The PIL image in RGB, upright as its camera noted. content, path: from `read_source`.
+    """Return the PIL image in RGB, rotated as its EXIF data say. `content` and `path` are from `read_source`.
 
-    Raises UserError if it was damaged since it was looked at.
+    Raises UserError if the image was damaged after the check.
     """
     from PIL import Image, ImageOps
 
@@ -90,20 +91,20 @@ def decode(content: bytes, path: str) -> Any:
             upright = ImageOps.exif_transpose(image)
     except OSError as error:
         raise UserError(f"the image {path or 'in the data'} cannot be read any more: {in_one_line(error)}") from error
-    if upright.mode.startswith("I;16"):  # which `convert` would cut off at 255
+    if upright.mode.startswith("I;16"):  # `convert` would clip the values at 255
         upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
     return upright.convert("RGB")
 
 
 def spell_image(image: Any) -> dict[str, Any]:
-    """A PIL image, as it is now, in the form that datasets has images in."""
+    """Convert a PIL image to the form that datasets stores."""
     from datasets.features.image import image_to_bytes
 
     return {"bytes": image_to_bytes(image), "path": None}
 
 
 def as_plain(value: Any) -> Any:
-    """What a scalar of numpy or torch, or an image of PIL, stands for."""
+    """Convert a scalar of numpy or torch, or a PIL image, to a plain value; return other values unchanged."""
     if type(value).__module__.startswith("PIL."):
         return spell_image(value)
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value

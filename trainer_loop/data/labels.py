@@ -1,4 +1,4 @@
-"""From the values of a label column to class ids and their names, of training rows and of rows of a trained model."""
+"""Class ids and names for the values of a label column, for training rows and for rows that a trained model scores."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -19,27 +19,27 @@ from trainer_loop.data.wording import enumerate_some, plural, shorten
 from trainer_loop.errors import UserError, refuse
 
 RawLabel = int | str | bool
-NAMING_KINDS = ("classes", "integers", "texts", "true/false")  # of columns whose values can name classes
+NAMING_KINDS = ("classes", "integers", "texts", "true/false")  # kinds of columns whose values can be classes
 _KEY = "data.label_names"
 
 
 @dataclass(frozen=True)
 class LabelNames:
-    """The classes of a task: names[id] is a name, ids[raw value] an id."""
+    """The classes of a task: `names[id]` is the name of a class, and `ids[raw value]` is its id."""
 
     names: list[str]
     ids: dict[RawLabel, int]
 
-    def count(self, found: Mapping[RawLabel, int]) -> npt.NDArray[np.int64]:
-        """How many rows have each class, `[C]`. found: how many have each raw label."""
+    def count(self, counts_of_values: Mapping[RawLabel, int]) -> npt.NDArray[np.int64]:
+        """Return the number of rows of each class, `[C]`, from the number of rows of each raw label."""
         counts = np.zeros(len(self.names), dtype=np.int64)
-        for value, number in found.items():
-            counts[self.ids[value]] += number
+        for value, num_rows in counts_of_values.items():
+            counts[self.ids[value]] += num_rows
         return counts
 
 
 def describe_kind(rows: datasets.Dataset, label: str) -> str:
-    """What a label column holds: classes, integers, texts, true/false, decimal numbers, nulls, or values of type X."""
+    """Return what a column holds: classes, integers, texts, true/false, decimal numbers, nulls, or values of type X."""
     feature = rows.features[label]
     if isinstance(feature, datasets.ClassLabel):
         return "classes"
@@ -60,15 +60,21 @@ def describe_kind(rows: datasets.Dataset, label: str) -> str:
 def name_labels(
     values: Iterable[RawLabel], *, kind: str, class_names: Sequence[str] | None, given: object
 ) -> LabelNames:
-    """The classes of the training rows.
+    """Return the classes of the training rows.
 
-    values: the distinct labels of the training rows. kind: of `describe_kind`. class_names: of a ClassLabel column.
-    given: the config's label_names: None, a list of names or a map from names to values. Raises UserError.
+    Without `given`, a ClassLabel column keeps its names, integers are in numerical order, texts in alphabetical order,
+    and false comes before true. A list names the integers from 0, or false and true, or lists the allowed texts; for a
+    ClassLabel column it reorders the names or replaces them. With a map, ids are in the order of its values if those
+    are integers or booleans, else in the order of the map.
 
-    Without names, a ClassLabel keeps its own, integers are in numerical order, texts in alphabetical order, and false
-    comes before true. A list names the integers from 0, or false and true, or says which texts there may be; for a
-    ClassLabel column it puts its names in this order, or gives it new ones. The ids of a map are in the order of its
-    values where those are integers or false and true, else in its own.
+    Args:
+        values: The distinct labels of the training rows.
+        kind: From `describe_kind`.
+        class_names: Names of a ClassLabel column; None for other columns.
+        given: `data.label_names`: None, a list of names, or a map from names to values.
+
+    Raises:
+        UserError: `given` does not fit the column.
     """
     if isinstance(given, Mapping):
         return _name_by_map(given, kind=kind, class_names=class_names)
@@ -137,10 +143,10 @@ def _name_by_map(given: Mapping[Any, Any], *, kind: str, class_names: Sequence[s
 def _check_names(given: Sequence[object]) -> list[str]:
     names = [name for name in given if isinstance(name, str) and name]
     if not names or len(names) < len(given):
-        strangers = enumerate_some([shorten(name) for name in given if name not in names])
+        others = enumerate_some([shorten(name) for name in given if name not in names])
         raise UserError(
-            f"{_KEY}: names must be texts, and these are not: {strangers}; quote them"
-            if strangers
+            f"{_KEY}: names must be texts, and these are not: {others}; quote them"
+            if others
             else f"{_KEY} is empty; name the classes, or set it to null"
         )
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -150,22 +156,22 @@ def _check_names(given: Sequence[object]) -> list[str]:
 
 
 def count_labels(split: Split, label: str) -> Counter[RawLabel]:
-    """How many rows have each raw label; nulls are left out."""
+    """Return the number of rows with each raw label, without nulls."""
     counts: Counter[RawLabel] = Counter()
     for column in read_column(split.rows, label):
-        for counted in pc.value_counts(column.drop_null()).to_pylist():
-            counts[counted["values"]] += counted["counts"]
+        for entry in pc.value_counts(column.drop_null()).to_pylist():
+            counts[entry["values"]] += entry["counts"]
     return counts
 
 
 def count_raw_labels(split: Split, columns: Columns) -> Counter[RawLabel]:
-    """How many rows have each raw label; of lists of labels, how many elements of all rows."""
+    """Return the number of rows with each raw label, or of elements if rows have lists of labels."""
     assert columns.label is not None, "there are labels"
     return count_labels(flatten(split, columns.label) if columns.has_class_lists else split, columns.label)
 
 
 def flatten(split: Split, column: str) -> Split:
-    """The elements of a column of lists, as rows of that column alone; each has the place of the row it is from."""
+    """Return the elements of a column of lists as rows of one column. Each element has the origin of its row."""
     lists = whole_column(split.rows, column).combine_chunks()
     feature = split.rows.features[column].feature
     rows = as_typed_rows(pa.table({column: lists.flatten()}), {column: feature})
@@ -176,61 +182,74 @@ def flatten(split: Split, column: str) -> Split:
 def read_known_labels(
     split: Split, label: str, *, names: Sequence[str], values: Sequence[RawLabel]
 ) -> tuple[list[int | None], list[str]]:
-    """The classes in a column that holds what stood in the training data, or the names of the classes.
+    """Convert labels of rows to the classes of a trained model. Labels may be raw values or names of classes.
 
-    names, values: by class, the name and what stood in the training data. Returns the class of every row, `[N]`, None
-    where it has none that the model knows, and lines for a person.
+    Args:
+        split: The rows.
+        label: The column of labels.
+        names: Name of each class.
+        values: Raw value of each class in the training data.
+
+    Returns:
+        The class id of each row, `[N]`, None without a label or with an unknown one; and messages for the user.
     """
     raws = list(read_values(split.rows, label))
     feature = split.rows.features[label]
     are_classes = isinstance(feature, datasets.ClassLabel)
-    lacking = [lacks_label(value, are_classes=are_classes) for value in raws]
-    present = [value for value, gone in zip(raws, lacking, strict=True) if not gone]
-    find = _choose_reading(present, feature, names=names, values=values)
-    ids = [None if gone else find(value) for value, gone in zip(raws, lacking, strict=True)]
-    strangers = [row for row, (found, gone) in enumerate(zip(ids, lacking, strict=True)) if found is None and not gone]
+    are_missing = [lacks_label(value, are_classes=are_classes) for value in raws]
+    present = [value for value, is_missing in zip(raws, are_missing, strict=True) if not is_missing]
+    find_class = _choose_lookup(present, feature, names=names, values=values)
+    ids = [None if is_missing else find_class(value) for value, is_missing in zip(raws, are_missing, strict=True)]
+    unknown = [
+        row
+        for row, (class_id, is_missing) in enumerate(zip(ids, are_missing, strict=True))
+        if class_id is None and not is_missing
+    ]
     notes = []
-    if all(lacking):
+    if all(are_missing):
         return ids, [f"no metrics: column {label!r} has no label in any row"]
-    shown = [f"{shorten(raws[row])} ({split.origins.place(row)})" for row in strangers[:1]]
-    if len(strangers) + sum(lacking) == len(raws):
+    first = [f"{shorten(raws[row])} ({split.origins.place(row)})" for row in unknown[:1]]
+    if len(unknown) + sum(are_missing) == len(raws):
         classes = enumerate_some(list(names), at_most=10)
-        return ids, [f"no metrics: column {label!r} holds {shown[0]}, and the model knows {classes}"]
-    if any(lacking):
-        notes.append(f"{plural(sum(lacking), 'row')} without a label in column {label!r}: left out of the metrics")
-    if strangers:
-        rows = plural(len(strangers), "row")
-        notes.append(f"{rows} with a label that the model does not know, such as {shown[0]}: left out of the metrics")
+        return ids, [f"no metrics: column {label!r} holds {first[0]}, and the model knows {classes}"]
+    if any(are_missing):
+        notes.append(f"{plural(sum(are_missing), 'row')} without a label in column {label!r}: left out of the metrics")
+    if unknown:
+        rows = plural(len(unknown), "row")
+        notes.append(f"{rows} with a label that the model does not know, such as {first[0]}: left out of the metrics")
     return ids, notes
 
 
-def _choose_reading(
+def _choose_lookup(
     present: Sequence[Any], feature: Any, *, names: Sequence[str], values: Sequence[RawLabel]
 ) -> Callable[[Any], int | None]:
-    """From a label to its class: by the training data or by the names, whichever knows more rows."""
-    spellings = [_key, _as_text]  # as text where types differ
-    readings = [_reading(labels, spell, spell) for spell in spellings for labels in (values, names)]
-    if isinstance(feature, datasets.ClassLabel):  # names say more than numbers, which follow an order of their own
+    """Return a function from label to class id. It looks up raw values or names: those that more rows match."""
+    normalisers = [_as_typed, _as_text]  # as texts if types differ
+    lookups = [_make_lookup(labels, normalise, normalise) for normalise in normalisers for labels in (values, names)]
+    if isinstance(feature, datasets.ClassLabel):  # by name first: ids of this column may have another order
         classes = dict(enumerate(feature.names))
-        named = [_reading(labels, _key, lambda value: _key(classes.get(value))) for labels in (names, values)]
-        readings = [*named, *readings]
-    return max(readings, key=lambda read: sum(read(value) is not None for value in present))  # the first of equal ones
+        by_name = [
+            _make_lookup(labels, _as_typed, lambda value: _as_typed(classes.get(value))) for labels in (names, values)
+        ]
+        lookups = [*by_name, *lookups]
+    # The first one if several are equal.
+    return max(lookups, key=lambda lookup: sum(lookup(value) is not None for value in present))
 
 
-def _reading(
-    labels: Sequence[RawLabel], spell: Callable[[Any], Hashable], spell_value: Callable[[Any], Hashable]
+def _make_lookup(
+    labels: Sequence[RawLabel], normalise: Callable[[Any], Hashable], normalise_value: Callable[[Any], Hashable]
 ) -> Callable[[Any], int | None]:
-    known = {spell(label): number for number, label in enumerate(labels)}
-    return lambda value: known.get(spell_value(value))
+    ids = {normalise(label): class_id for class_id, label in enumerate(labels)}
+    return lambda value: ids.get(normalise_value(value))
 
 
 def _as_text(value: Any) -> str:
-    """A file of texts has no types, and a library without integers with holes has decimal numbers."""
+    """Convert a value to text. Whole floats become integers: pandas writes integers with holes as floats."""
     return str(int(value) if _is_whole(value) and not isinstance(value, bool) else value).lower()
 
 
-def _key(value: Any) -> tuple[str, Any]:
-    """1 and true are one key to a dict, and 1.0 stands for 1."""
+def _as_typed(value: Any) -> tuple[str, Any]:
+    """Return a dict key that differs for 1 and true, and is the same for 1 and 1.0."""
     if isinstance(value, bool):
         return "true/false", value
     if isinstance(value, int) or (not isinstance(value, str) and _is_whole(value)):

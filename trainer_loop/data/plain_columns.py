@@ -1,8 +1,8 @@
-"""The columns that a task reads, as they stand in a split: several joined to one, and in plain types.
+"""Selects the columns that a task reads, joins several columns to one, and converts them to plain types.
 
-A column may be joined of several of the user's: one for each label of a row, as in files of toxic comments, or for each
-number. It holds `{"toxic": 1, "obscene": 0}`, values as they stand in the file. Of labels it has, once they are
-checked, the list of those of the row, `["toxic"]`.
+A joined column is made of several columns of the data: one for each label, as in data sets of toxic comments, or one
+for each number. Its values are dicts of the raw values, such as `{"toxic": 1, "obscene": 0}`. After the checks, a
+joined column of labels becomes a list of the labels of the row, `["toxic"]`.
 """
 
 import dataclasses
@@ -25,31 +25,31 @@ from trainer_loop.data.values import count_numbers, list_flagged
 
 
 def with_plain_columns(split: Split, columns: Columns) -> Split:
-    """The columns that are read alone, in their plain types; labels that are numbers without fractions are integers.
+    """Keep only the columns that are read, with plain types. Labels that are floats without fractions become integers.
 
-    Libraries that have no integers with holes make decimal numbers of them.
+    Some libraries write integers with missing values as floats.
     """
     rows, images = split.rows, columns.of_kind("image")
     names = list(split.columns or rows.column_names)
     for name in images:
         if isinstance(rows.features.get(name), datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-    rows = join_columns(rows, columns.joined, kept=columns.names.values())
+    rows = join_columns(rows, columns.joined, keep=columns.names.values())
     present = [name for name in rows.column_names if name in {*columns.all, *columns.stored}]
-    present = present or rows.column_names[:1]  # which stands in for their number
+    present = present or rows.column_names[:1]  # keeps the number of rows
     if len(present) < len(rows.column_names):
         rows = rows.select_columns(present)
-    made: dict[str, pa.ChunkedArray] = {}
+    converted: dict[str, pa.ChunkedArray] = {}
     for name, kind in zip(rows.column_names, rows.features.arrow_schema.types, strict=True):
         if name in columns.of_kind("text") and pa.types.is_string_view(kind):
-            made[name] = plain_array(whole_column(rows, name))
+            converted[name] = plain_array(whole_column(rows, name))
         elif name == columns.single_label and (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
             column = whole_column(rows, name)
             numbers = whole_numbers(column) if column.null_count < len(column) else None
-            made |= {} if numbers is None else {name: numbers}
-    rows = replace_columns(rows, made)
-    of_images = (column for name in images if name in rows.column_names for column in read_column(rows, name))
-    paths = [path for column in of_images for path in _list_paths(column)]
+            converted |= {} if numbers is None else {name: numbers}
+    rows = replace_columns(rows, converted)
+    image_columns = (column for name in images if name in rows.column_names for column in read_column(rows, name))
+    paths = [path for column in image_columns for path in _list_paths(column)]
     fingerprint = split.fingerprint
     if any(paths):
         fingerprint = digest(fingerprint.encode(), _fingerprint_files(paths).encode())
@@ -57,11 +57,14 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
 
 
 def join_columns(
-    rows: datasets.Dataset, joined: Mapping[str, Sequence[str]], *, kept: Collection[str] = ()
+    rows: datasets.Dataset, joined: Mapping[str, Sequence[str]], *, keep: Collection[str] = ()
 ) -> datasets.Dataset:
-    """The rows with the joined columns in the place of their parts; one of which a part is missing is left out.
+    """Replace columns by the joined columns. A joined column with a missing part is left out.
 
-    joined: the names of the parts, by the names of the joined columns. kept: parts that are read by themselves, too.
+    Args:
+        rows: The raw rows.
+        joined: Names of the parts by the name of the joined column.
+        keep: Columns that are also read by themselves, so they stay.
     """
     for name, parts in joined.items():
         is_joined = name in rows.column_names and isinstance(rows.features[name], dict)
@@ -69,18 +72,18 @@ def join_columns(
             continue
         table: pa.Table = rows.with_format("arrow")[:]
         column = pa.StructArray.from_arrays([table[part].combine_chunks() for part in parts], names=list(parts))
-        others = {other: feature for other, feature in rows.features.items() if other not in parts or other in kept}
+        others = {other: feature for other, feature in rows.features.items() if other not in parts or other in keep}
         rows = as_typed_rows(table.select(list(others)).append_column(name, column), others)
     return rows
 
 
 def join_values(values: Mapping[str, Any], joined: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
-    """The same for one row of a stream."""
+    """Add the joined columns to one row of a stream."""
     return {**values, **{name: {part: values.get(part) for part in parts} for name, parts in joined.items()}}
 
 
 def name_labels_of_rows(split: Split, columns: Columns) -> Split:
-    """The split with the list of its labels in each row, if a column for each label says so."""
+    """Convert a joined column of labels to lists of labels."""
     label = columns.label
     if label is None or label not in columns.joined or label not in split.rows.column_names:
         return split
@@ -89,7 +92,7 @@ def name_labels_of_rows(split: Split, columns: Columns) -> Split:
 
 
 def find_num_numbers(splits: Mapping[str, Split], columns: Columns) -> int | None:
-    """How many numbers the first training row has that has some; None if none has, or the task reads none."""
+    """Return the count of numbers in the first training row that has any; None if there is no such row or column."""
     name, train = columns.numbers, splits.get("train")
     if name is None or train is None or name not in train.rows.column_names:
         return None
@@ -98,7 +101,7 @@ def find_num_numbers(splits: Mapping[str, Split], columns: Columns) -> int | Non
 
 
 def _list_paths(column: pa.ChunkedArray) -> list[str | None]:
-    """The paths in a column of images, without reading the bytes of images that are in it; None for these."""
+    """Return the paths in a column of images; None for images that are stored as bytes, which are not read."""
     if pa.types.is_struct(column.type) and {"bytes", "path"} <= {field.name for field in column.type}:
         has_bytes = pc.is_valid(pc.struct_field(column, "bytes"))
         column = pc.if_else(has_bytes, pa.scalar(None, pa.string()), pc.struct_field(column, "path"))
@@ -109,7 +112,7 @@ def _list_paths(column: pa.ChunkedArray) -> list[str | None]:
 
 
 def _fingerprint_files(paths: Iterable[str | None]) -> str:
-    """The sizes of these files as a hash: a file that changes mostly changes its size."""
+    """Return a hash of the sizes of these files. A file that changes usually changes its size."""
     sizes = (Path(path).stat().st_size if path is not None and _is_file(path) else -1 for path in paths)
     return digest(np.fromiter(sizes, dtype=np.int64).tobytes())
 
@@ -117,5 +120,5 @@ def _fingerprint_files(paths: Iterable[str | None]) -> str:
 def _is_file(path: str) -> bool:
     try:
         return not path.startswith(DATA_URI) and Path(path).is_file()
-    except (OSError, ValueError):  # no file can have such a name
+    except (OSError, ValueError):  # the system rejects the name
         return False

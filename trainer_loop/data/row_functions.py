@@ -1,4 +1,4 @@
-"""Functions of the user on raw rows: `data.filter` keeps some of them, `data.map` gives them new columns."""
+"""User functions on raw rows: `data.filter` selects rows, `data.map` adds or changes columns."""
 
 import copy
 import inspect
@@ -24,8 +24,8 @@ from trainer_loop.own_files import find_own_files
 Function = Callable[[dict[str, Any]], Any]
 
 
-class Kept(NamedTuple):
-    """How many rows were read, and how many of them were kept."""
+class RowCounts(NamedTuple):
+    """Number of rows that were read, and of those that were kept."""
 
     read: int
     kept: int
@@ -33,10 +33,14 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class RowFunctions:
-    """What is done to each raw row: first `filter` decides whether it is kept, then `map` changes it.
+    """Functions that are applied to each raw row: first `filter`, then `map`. Without both, `bool` is false.
 
-    filter, map: the dotted paths. keep, change: the functions; None for none of these: without both, rows stay as they
-    are, and `bool` is false. say: is told how many rows were kept, in lines for a person.
+    Attributes:
+        filter: Dotted path of the filter.
+        map: Dotted path of the map.
+        keep: The function of `filter`; returns whether a row is kept.
+        change: The function of `map`; returns new and changed columns.
+        say: Receives one line of text per split, such as `train: 90 of 100 rows were kept`.
     """
 
     filter: str | None = None
@@ -49,12 +53,12 @@ class RowFunctions:
         return self.keep is not None or self.change is not None
 
     def fingerprint(self) -> str:
-        """Of the code: of the whole files in which the functions are, and of the user's files that these import."""
+        """Return a hash of the files with the functions, and of the user's files that they import."""
         parts = [str(self.filter), _read_code(self.keep), str(self.map), _read_code(self.change)]
-        read = [getattr(function, "__module__", None) for function in (self.keep, self.change)]
-        files = find_own_files(name for name in (self.filter, self.map, *read) if name is not None)
+        modules = [getattr(function, "__module__", None) for function in (self.keep, self.change)]
+        files = find_own_files(name for name in (self.filter, self.map, *modules) if name is not None)
         for name, file in files.items():
-            parts += [name, digest_file(file)] if name not in read else []
+            parts += [name, digest_file(file)] if name not in modules else []
         return digest(*(part.encode(errors="replace") for part in parts))
 
     def over(
@@ -62,51 +66,54 @@ class RowFunctions:
         shard: Shard,
         *,
         columns: Collection[str],
-        on_end: Callable[[Kept], None],
+        on_end: Callable[[RowCounts], None],
         place: Callable[[int], str] | None = None,
     ) -> Shard:
-        """A shard with all its columns, as one of the rows that are kept, with new columns.
+        """Return a shard with the functions applied.
 
-        columns: of those that the shard has, the ones that are needed further on. on_end: is told how many rows were
-        kept, each time that all of it was read. place: where a row stands, by its number; None: in the shard.
+        Args:
+            shard: A shard with all its columns.
+            columns: Columns of the shard that are kept.
+            on_end: Called with the counts after each full pass over the shard.
+            place: Returns the origin of a row by its number, for messages; None: `shard.place`.
         """
 
         def read(mark: Mark | None) -> Iterator[Batch]:
             num_read = num_kept = 0
             for batch in shard.batches(mark):
-                made = self._apply(batch, columns, place or shard.place)
-                num_read, num_kept = num_read + len(batch), num_kept + len(made)
-                if len(made):
-                    yield made
+                result = self._apply(batch, columns, place or shard.place)
+                num_read, num_kept = num_read + len(batch), num_kept + len(result)
+                if len(result):
+                    yield result
             if mark is None:
-                on_end(Kept(num_read, num_kept))
+                on_end(RowCounts(num_read, num_kept))
 
         count = shard.count if self.keep is None else None
         return replace(shard, batches=read, count=count, is_filtered=self.keep is not None)
 
     def over_streamed(self, shard: Shard, *, columns: Collection[str]) -> Shard:
-        """As `over`, of a shard of a stream; it is told once how many of its rows were kept."""
+        """Like `over`, for a shard of a stream; the counts are reported after its first full pass."""
         if not self:
             return shard
-        is_told = False
+        is_reported = False
 
-        def tell(counts: Kept) -> None:
-            nonlocal is_told
-            if not is_told:
-                self.tell("train", [counts], of=f" of {shard.title}")
-            is_told = True
+        def report(counts: RowCounts) -> None:
+            nonlocal is_reported
+            if not is_reported:
+                self.report("train", [counts], of=f" of {shard.title}")
+            is_reported = True
 
-        return self.over(shard, columns=columns, on_end=tell)
+        return self.over(shard, columns=columns, on_end=report)
 
     def mark_stream(self, split: ShardedSplit) -> ShardedSplit:
-        """A stream whose shards are `over_streamed` ones: its rows are other ones than before."""
+        """Update fingerprint and row count of a stream whose shards come from `over_streamed`."""
         if not self:
             return split
         fingerprint = digest(split.fingerprint.encode(), self.fingerprint().encode())
         return replace(split, fingerprint=fingerprint, num_rows=split.num_rows if self.keep is None else None)
 
     def over_split(self, split: Split, *, columns: Columns | None) -> Split:
-        """The same for rows that are held in memory. Raises UserError."""
+        """Apply the functions to rows in memory. Raises UserError for faults, and if no row is kept."""
         if not self:
             return split
         assert columns is not None, "functions are for tasks that declare columns"
@@ -123,71 +130,71 @@ class RowFunctions:
         def place(number: int) -> str:
             return split.origins.place(number - 1)
 
-        counts: list[Kept] = []
+        counts: list[RowCounts] = []
         shard = Shard(split.name, "row", read, names=lambda: list(split.rows.column_names))
         changed = self.over(shard, columns=columns.stored, on_end=counts.append, place=place)
-        made = read_table(changed, columns=columns.stored)
-        if not len(made):
+        table = read_table(changed, columns=columns.stored)
+        if not len(table):
             raise UserError(self.explain_nothing(split.name))
-        self.tell(split.name, counts)
-        rows = replace(made, origins=split.origins.select(made.origins.numbers - 1)).as_split(columns)
+        self.report(split.name, counts)
+        rows = replace(table, origins=split.origins.select(table.origins.numbers - 1)).as_split(columns)
         return replace(rows, name=split.name, fingerprint=digest_rows(rows.rows))
 
-    def tell(self, split: str, counts: Sequence[Kept], *, of: str = "") -> None:
-        """`train: 90 of 100 rows were kept by data.filter, 10 left out`. of: which part of the split it is about."""
+    def report(self, split: str, counts: Sequence[RowCounts], *, of: str = "") -> None:
+        """Report how many rows the filter kept. `of` names a part of the split, if the counts are for that only."""
         if self.filter is not None:
             read, kept = map(sum, zip(*counts, strict=True))
-            told = f"{kept:,} of {plural(read, 'row')}{of} were kept by data.filter, {read - kept:,} left out"
-            self.say(f"{split}: {told}")
+            message = f"{kept:,} of {plural(read, 'row')}{of} were kept by data.filter, {read - kept:,} left out"
+            self.say(f"{split}: {message}")
 
     def explain_nothing(self, split: str) -> str:
-        """No row of a split was kept."""
+        """Return the message for a split of which no row is kept."""
         return f"data.{split}: data.filter={self.filter} keeps no row of it; it must return True for some"
 
     def _apply(self, batch: Batch, columns: Collection[str], place: Callable[[int], str]) -> Batch:
-        """Raises nothing of what is wrong with rows: these are faults of the batch."""
-        rows, before = batch.values(), batch.values() if self.change and isinstance(batch.rows, pa.Table) else None
-        kept: list[int] = []
+        """Apply the functions to a batch. Errors of single rows become faults of the batch; they are not raised."""
+        rows, unchanged = batch.values(), batch.values() if self.change and isinstance(batch.rows, pa.Table) else None
+        kept_rows: list[int] = []
         changed: list[dict[str, Any]] = []
         faults: dict[int, UserError] = {}
         for number, values in enumerate(rows):
-            fault, is_kept, new = batch.faults.get(number), True, dict[str, Any]()
+            fault, is_kept, new_values = batch.faults.get(number), True, dict[str, Any]()
             if fault is None:
                 try:
                     is_kept = self._decide(values)
-                    new = self._change(values) if is_kept else {}
+                    new_values = self._change(values) if is_kept else {}
                 except UserError as error:
-                    fault = UserError([f"{place(batch.numbers[number])}: {told}" for told in error.problems])
+                    fault = UserError([f"{place(batch.numbers[number])}: {problem}" for problem in error.problems])
             if fault is not None:
-                faults[len(kept)] = fault
+                faults[len(kept_rows)] = fault
             if is_kept:
-                kept.append(number)
-                changed.append(new if before is None else _leave_out_equal(new, before[number]))
-        return replace(batch.take(kept, columns), changed=changed if self.change else (), faults=faults)
+                kept_rows.append(number)
+                changed.append(new_values if unchanged is None else _leave_out_equal(new_values, unchanged[number]))
+        return replace(batch.take(kept_rows, columns), changed=changed if self.change else (), faults=faults)
 
     def _decide(self, values: Values) -> bool:
         if self.keep is None:
             return True
-        found = _call(self.keep, values, f"data.filter={self.filter}")
-        if not isinstance(found, (bool, np.bool_)):
-            raise UserError(f"data.filter={self.filter} returned {shorten(found)}; it must return True or False")
-        return bool(found)
+        result = _call(self.keep, values, f"data.filter={self.filter}")
+        if not isinstance(result, (bool, np.bool_)):
+            raise UserError(f"data.filter={self.filter} returned {shorten(result)}; it must return True or False")
+        return bool(result)
 
     def _change(self, values: Values) -> dict[str, Any]:
         if self.change is None:
             return {}
-        found = _call(self.change, values, f"data.map={self.map}")
-        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-            told = f"data.map={self.map} returned {shorten(found)}"
-            raise UserError(f"{told}; it must return a dict of the columns that are new or changed, by their names")
-        return {name: as_plain(value) for name, value in found.items()}
+        result = _call(self.change, values, f"data.map={self.map}")
+        if not isinstance(result, Mapping) or not all(isinstance(name, str) for name in result):
+            message = f"data.map={self.map} returned {shorten(result)}"
+            raise UserError(f"{message}; it must return a dict of the columns that are new or changed, by their names")
+        return {name: as_plain(value) for name, value in result.items()}
 
 
 NO_FUNCTIONS = RowFunctions()
 
 
 def load_functions(filter: str | None, map: str | None, say: Callable[[str], None]) -> RowFunctions:
-    """The functions at the dotted paths `data.filter` and `data.map`. Raises UserError."""
+    """Load the functions at the dotted paths `data.filter` and `data.map`. Raises UserError."""
     problems = Problems()
     keep = problems.collect("", _load, filter, "data.filter")
     change = problems.collect("", _load, map, "data.map")
@@ -198,31 +205,31 @@ def load_functions(filter: str | None, map: str | None, say: Callable[[str], Non
 def _load(dotted: str | None, key: str) -> Function | None:
     if dotted is None:
         return None
-    found: Any = locate(dotted, place=key)
-    if not callable(found):
-        raise UserError(f"{key}={dotted} is no function but a {type(found).__name__}; it must take a row")
+    function: Any = locate(dotted, place=key)
+    if not callable(function):
+        raise UserError(f"{key}={dotted} is no function but a {type(function).__name__}; it must take a row")
     try:
-        inspect.signature(found).bind({})
+        inspect.signature(function).bind({})
     except TypeError as error:
         raise UserError(f"{key}={dotted}: it must take one argument, a row as a dict: {in_one_line(error)}") from error
-    except ValueError:  # of a built-in function, whose parameters Python cannot tell
+    except ValueError:  # a built-in function without a signature
         pass
-    return found  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 def _call(function: Function, values: Values, name: str) -> Any:
     try:
-        return function(copy.deepcopy(dict(values)))  # what it changes in place is no result
+        return function(copy.deepcopy(dict(values)))  # changes in place have no effect
     except Exception as error:
-        told = describe_own_line(error) or f"{type(error).__name__}: {in_one_line(error)}"
-        raise UserError(f"{name} failed: {told}") from error
+        reason = describe_own_line(error) or f"{type(error).__name__}: {in_one_line(error)}"
+        raise UserError(f"{name} failed: {reason}") from error
 
 
-def _leave_out_equal(new: Mapping[str, Any], before: Values) -> dict[str, Any]:
-    """Columns that a function returned as they were keep their types, such as the names of classes."""
+def _leave_out_equal(values: Mapping[str, Any], before: Values) -> dict[str, Any]:
+    """Remove values that are unchanged, so that their columns keep their types, such as ClassLabel."""
     return {
         name: value
-        for name, value in new.items()
+        for name, value in values.items()
         if name not in before or type(value) is not type(before[name]) or not _are_equal(value, before[name])
     }
 
@@ -230,12 +237,12 @@ def _leave_out_equal(new: Mapping[str, Any], before: Values) -> dict[str, Any]:
 def _are_equal(value: Any, other: Any) -> bool:
     try:
         return bool(value == other)
-    except ValueError:  # of arrays of numpy in a list
+    except ValueError:  # numpy arrays in a list
         return False
 
 
 def _read_code(function: Function | None) -> str:
-    """The source of the file that a function is in; of one without a file, what Python has of it."""
+    """Return the source of the file of a function; without a file, its compiled code."""
     if function is None:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Files with all their rows in memory: the batches of each, joined."""
+"""Loads files into memory as whole tables."""
 
 import json
 from collections import Counter
@@ -21,18 +21,22 @@ from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError
 
-_NOTED = b"huggingface"  # the part of a schema's metadata that datasets writes
-_SHOWN = 5  # faults of rows that are told in full
+_INFO_KEY = b"huggingface"  # key of the schema metadata that datasets writes
+_MAX_EXPLAINED = 5  # faults of rows whose message is written in full
 
-Column: TypeAlias = list[Any] | pa.ChunkedArray  # of JSON the values themselves: Arrow has no type for some
+Column: TypeAlias = list[Any] | pa.ChunkedArray  # JSON values are kept in a list, because Arrow has no type for some
 
 
 @dataclass(frozen=True)
 class WholeTable:
-    """The rows of files, one file after the other.
+    """The rows of files, in the order of the files.
 
-    columns: those that were read; null where a file lacks one. names: of all columns. has_fields: the values are texts
-    that may stand for something else. metadata: what is noted beside the types of a single file.
+    Attributes:
+        columns: The columns that were read; null in the rows of a file that lacks one.
+        names: Names of all columns of the files.
+        origins: File and row number of each row.
+        has_fields: All values are texts, as in CSV files, and may be converted to other types.
+        metadata: Schema metadata of a single file.
     """
 
     columns: dict[str, Column]
@@ -45,36 +49,41 @@ class WholeTable:
         return len(self.origins)
 
     def as_arrays(self, *, wanted: Collection[str], label: str | None) -> dict[str, Any]:
-        """The columns in types of Arrow. wanted, label: see `make_arrays` and `infer_label`. Raises UserError."""
+        """Return the columns as Arrow arrays. See `make_arrays` for `wanted`; `infer_label` is applied to `label`."""
         lists = {name: column for name, column in self.columns.items() if isinstance(column, list)}
-        made: dict[str, Any] = make_arrays(lists, wanted=wanted, place=self.origins.place)
+        arrays: dict[str, Any] = make_arrays(lists, wanted=wanted, place=self.origins.place)
         for name, column in self.columns.items():
             is_field = self.has_fields and name == label
             if isinstance(column, pa.ChunkedArray):
-                made[name] = infer_label(column.to_pylist()) if is_field else column
+                arrays[name] = infer_label(column.to_pylist()) if is_field else column
             elif is_field and are_fields(column):
-                made[name] = infer_label(column)
-        return {name: made[name] for name in self.columns}
+                arrays[name] = infer_label(column)
+        return {name: arrays[name] for name in self.columns}
 
     def as_split(self, columns: Columns) -> Split:
-        """Some columns as rows of a data set. Raises UserError where their values are of several kinds."""
+        """Return `columns` as a split. Raises UserError if the values of a column have several kinds."""
         present = [name for name in self.columns if name in columns.stored]
         arrays = self.select(present).as_arrays(wanted=columns.stored, label=columns.label)
-        made = pa.table(arrays).replace_schema_metadata(self.metadata)
-        features = find_features(made.schema, path="the file", wanted=columns.stored)
-        rows = as_rows(validate_and_cast(made, features)) if features else make_dataset({}, self.names, len(self))
+        table = pa.table(arrays).replace_schema_metadata(self.metadata)
+        features = find_features(table.schema, path="the file", wanted=columns.stored)
+        rows = as_rows(validate_and_cast(table, features)) if features else make_dataset({}, self.names, len(self))
         return with_plain_columns(Split("train", rows, self.origins, "", self.names), columns)
 
     def select(self, columns: Sequence[str]) -> "WholeTable":
-        """The table with these columns in this order, as far as it has them."""
-        kept = {name: self.columns[name] for name in columns if name in self.columns}
-        return WholeTable(kept, self.names, self.origins, self.has_fields, self.metadata)
+        """Return a table with those of `columns` that are present, in this order."""
+        selected = {name: self.columns[name] for name in columns if name in self.columns}
+        return WholeTable(selected, self.names, self.origins, self.has_fields, self.metadata)
 
 
 def read_table(shard: Shard, *, columns: Collection[str] | None) -> WholeTable:
-    """All rows of a file. columns: those that are read; None for all. Raises UserError with what is wrong with them.
+    """Read all rows of a file.
 
-    Only of a file that `data.filter` was applied to there may be none.
+    Args:
+        shard: The file.
+        columns: Columns that are read; None: all.
+
+    Raises:
+        UserError: With the faults of the rows, or if there are no rows and `data.filter` was not applied.
     """
     table = join_batches(shard, read_batches(shard), columns=columns)
     if not len(table) and not shard.is_filtered:
@@ -83,7 +92,7 @@ def read_table(shard: Shard, *, columns: Collection[str] | None) -> WholeTable:
 
 
 def join_batches(shard: Shard, batches: Iterable[Batch], *, columns: Collection[str] | None) -> WholeTable:
-    """The rows of batches of one file. Raises UserError with what is wrong with them."""
+    """Join batches of one file to a table. Raises UserError with the faults of their rows."""
     tables: list[pa.Table] = []
     objects: list[Values] = []
     changed: list[Values] = []
@@ -101,74 +110,75 @@ def join_batches(shard: Shard, batches: Iterable[Batch], *, columns: Collection[
         else:
             objects += batch.rows
     if faults:
-        more = len(faults) - _SHOWN
-        told = [problem for fault in faults[:_SHOWN] for problem in fault.problems]
-        raise UserError(told + ([f"{shard.name}: {more:,} more {shard.noun}s like these"] if more > 0 else []))
+        more = len(faults) - _MAX_EXPLAINED
+        messages = [problem for fault in faults[:_MAX_EXPLAINED] for problem in fault.problems]
+        raise UserError(messages + ([f"{shard.name}: {more:,} more {shard.noun}s like these"] if more > 0 else []))
     origins = Origins.of(f"{shard.name} {shard.noun}", np.concatenate(numbers))
     if not tables:
         names = list(dict.fromkeys(name for values in objects for name in values))
         read = [name for name in names if columns is None or name in columns]
         listed = {name: [values.get(name) for values in objects] for name in read}
-        return _put_changes(WholeTable(listed, names, origins, False), changed)
+        return _apply_changes(WholeTable(listed, names, origins, False), changed)
     table = pa.concat_tables(tables)
     names = list(shard.names() if shard.names is not None else table.column_names)
-    made: dict[str, Column] = dict(zip(table.column_names, table.columns, strict=True))
-    return _put_changes(WholeTable(made, names, origins, shard.has_fields, table.schema.metadata), changed)
+    arrays: dict[str, Column] = dict(zip(table.column_names, table.columns, strict=True))
+    return _apply_changes(WholeTable(arrays, names, origins, shard.has_fields, table.schema.metadata), changed)
 
 
-def _put_changes(table: WholeTable, changed: Sequence[Values]) -> WholeTable:
-    """The table with what `data.map` returned for each row. A column that it changed has the type of its new values."""
+def _apply_changes(table: WholeTable, changed: Sequence[Values]) -> WholeTable:
+    """Apply what `data.map` returned for each row. A changed column has the type of its new values."""
     if not changed:
         return table
     columns = dict(table.columns)
-    names = list(dict.fromkeys(name for new in changed for name in new))
+    names = list(dict.fromkeys(name for values in changed for name in values))
     for name in names:
         column = columns.get(name, [None] * len(table))
-        before = column if isinstance(column, list) else column.to_pylist()
-        columns[name] = [new.get(name, value) for new, value in zip(changed, before, strict=True)]
-    metadata = _forget_types(table.metadata, names) if table.metadata else None
+        old_values = column if isinstance(column, list) else column.to_pylist()
+        columns[name] = [values.get(name, old) for values, old in zip(changed, old_values, strict=True)]
+    metadata = _drop_types(table.metadata, names) if table.metadata else None
     return WholeTable(columns, list(dict.fromkeys([*table.names, *names])), table.origins, table.has_fields, metadata)
 
 
-def _forget_types(metadata: Mapping[bytes, bytes], names: Sequence[str]) -> dict[bytes, bytes]:
-    """What datasets noted beside the types, without these columns."""
-    noted = json.loads(metadata.get(_NOTED, b"{}"))
+def _drop_types(metadata: Mapping[bytes, bytes], names: Sequence[str]) -> dict[bytes, bytes]:
+    """Remove these columns from the types that datasets wrote into the metadata."""
+    info = json.loads(metadata.get(_INFO_KEY, b"{}"))
     for name in names:
-        noted.get("info", {}).get("features", {}).pop(name, None)
-    return {**metadata, _NOTED: json.dumps(noted).encode()} if noted else dict(metadata)
+        info.get("info", {}).get("features", {}).pop(name, None)
+    return {**metadata, _INFO_KEY: json.dumps(info).encode()} if info else dict(metadata)
 
 
 def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
-    """Files with all their columns as they are, so that they can be written again with more of them.
+    """Read files with all columns unchanged, so that they can be written again with additional columns.
 
-    Raises UserError with the problems of all files.
+    Raises:
+        UserError: With the problems of all files.
     """
 
     def read_one(file: str) -> WholeTable:
         shard = open_file(file, columns=None, text_format=text_format)
         table = read_table(shard, columns=None)
         names = [] if shard.schema is None else shard.schema.names
-        if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
-            told = f"{file} has several columns of one name: {enumerate_some(repeated)}"
-            raise UserError(f"{told}; rename or drop all but one")
+        if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+            message = f"{file} has several columns of one name: {enumerate_some(repeated)}"
+            raise UserError(f"{message}; rename or drop all but one")
         return table
 
-    read = read_each(files, read_one)
-    if len(read) == 1:
-        return read[0]
+    tables = read_each(files, read_one)
+    if len(tables) == 1:
+        return tables[0]
     problems = Problems()
     columns: dict[str, Column] = {}
-    for name in dict.fromkeys(name for table in read for name in table.columns):
-        joined = problems.collect("", _join, name, read, files)
+    for name in dict.fromkeys(name for table in tables for name in table.columns):
+        joined = problems.collect("", _join, name, tables, files)
         if joined is not None:
             columns[name] = joined
     problems.refuse()
-    origins = Origins.join([table.origins for table in read])
-    return WholeTable(columns, list(columns), origins, has_fields=all(table.has_fields for table in read))
+    origins = Origins.join([table.origins for table in tables])
+    return WholeTable(columns, list(columns), origins, has_fields=all(table.has_fields for table in tables))
 
 
 def _join(name: str, tables: Sequence[WholeTable], files: Sequence[str]) -> Column:
-    """A column over all files. Raises UserError where its types do not go together."""
+    """Concatenate a column of all files. Raises UserError if its types are not compatible."""
     parts = [table.columns.get(name) for table in tables]
     if any(isinstance(part, list) for part in parts):
         joined: list[Any] = []

@@ -1,4 +1,4 @@
-"""How text files are written (delimiter, quoting, encoding), and their lines, from any byte on."""
+"""Reads the lines of text files from any byte, and describes their delimiter, quoting and encoding."""
 
 import codecs
 import re
@@ -12,28 +12,29 @@ from trainer_loop.errors import UserError
 
 _SUFFIX_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _READ_BYTES = 1 << 20
-_SCANNED_BYTES = 1 << 28  # behind the first byte that cannot be decoded
+_SCANNED_BYTES = 1 << 28  # after the first byte that cannot be decoded
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-# Python reads these with a byte order mark only by names that do not say the order.
-_MARKS = {
+# Codecs with a fixed byte order decode the mark as a character, so `Lines` skips it.
+_BYTE_ORDER_MARKS = {
     "utf-8": codecs.BOM_UTF8,
     "utf-16-le": codecs.BOM_UTF16_LE,
     "utf-16-be": codecs.BOM_UTF16_BE,
     "utf-32-le": codecs.BOM_UTF32_LE,
     "utf-32-be": codecs.BOM_UTF32_BE,
 }
-_BY_MARK = {"utf-16": ("utf-16-le", "utf-16-be"), "utf-32": ("utf-32-le", "utf-32-be"), "utf-8-sig": ("utf-8",)}
+_CODECS_BY_MARK = {"utf-16": ("utf-16-le", "utf-16-be"), "utf-32": ("utf-32-le", "utf-32-be"), "utf-8-sig": ("utf-8",)}
 _UNDEFINED_IN_1252 = b"\x81\x8d\x8f\x90\x9d"
 
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How text files are written.
+    """Format of text files.
 
-    delimiter: one character between the fields of .csv and .tsv files; None: a comma or a tab, by the suffix.
-    quoting: double: a field may stand in double quotes (RFC 4180). none: quotes are ordinary characters. auto: double,
-    and a file is refused whose quotes seem to be ordinary characters.
-    encoding: a name that Python knows; None: UTF-8, with or without a byte order mark.
+    Attributes:
+        delimiter: Character between the fields of .csv and .tsv files; None: a comma or a tab, by the suffix.
+        quoting: `double`: a field may be in double quotes (RFC 4180). `none`: quotes are ordinary characters. `auto`:
+            like `double`, but files whose quotes seem to be ordinary characters are rejected.
+        encoding: A name that Python knows; None: UTF-8, with or without a byte order mark.
     """
 
     delimiter: str | None = None
@@ -44,7 +45,7 @@ class TextFormat:
         return self.delimiter or _SUFFIX_DELIMITERS.get(Path(path).suffix.lower(), ",")
 
     def fingerprint(self, path: str) -> str:
-        """What the rows of this file depend on beside its bytes; empty for the default."""
+        """Return text for the settings that change the rows of this file; empty for the defaults."""
         parts = []
         if Path(path).suffix.lower() in _SUFFIX_DELIMITERS:
             delimiter = self.delimiter_of(path)
@@ -58,10 +59,20 @@ DEFAULT_FORMAT = TextFormat()
 
 
 class Lines:
-    """The lines of a text file, each with its line break, from any line on.
+    """Iterates over the lines of a text file, with their line breaks, from any line.
 
-    number, offset: lines and bytes that were read. mark: the `line` and `offset` behind which to begin; None: all.
-    any_break: a carriage return alone ends a line too. Raises UserError where bytes are no text.
+    Args:
+        path: Path of the file.
+        encoding: A name that Python knows; None: UTF-8.
+        mark: Start after this `line` and `offset`; None: at the first line.
+        any_break: A single carriage return ends a line too.
+
+    Attributes:
+        number: Count of lines that were read.
+        offset: Count of bytes that were read.
+
+    Raises:
+        UserError: The bytes cannot be decoded, or no line starts at the mark.
     """
 
     def __init__(
@@ -95,17 +106,17 @@ class Lines:
                     yield line
 
     def _seek(self, file: BinaryIO, codec: str) -> None:
-        """Go to the line that begins at the offset. Raises UserError where none does any more."""
-        mark = _MARKS.get(codec, b"")
+        """Go to the line that starts at the offset. Raises UserError if no line starts there any more."""
+        order_mark = _BYTE_ORDER_MARKS.get(codec, b"")
         file.seek(0)
-        begin = len(mark) if mark and file.read(len(mark)) == mark else 0
-        self.offset = max(self.offset, begin)
-        if self.offset > begin:
+        first_byte = len(order_mark) if order_mark and file.read(len(order_mark)) == order_mark else 0
+        self.offset = max(self.offset, first_byte)
+        if self.offset > first_byte:
             breaks = [character.encode(codec) for character in ("\n", "\r" if self._any_break else "\n")]
             file.seek(self.offset - len(breaks[0]))
-            before = file.read(len(breaks[0]))
-            # The last line may end without a line break.
-            if before not in breaks and (len(before) < len(breaks[0]) or file.read(1)):
+            last_break = file.read(len(breaks[0]))
+            # The last line may have no line break.
+            if last_break not in breaks and (len(last_break) < len(breaks[0]) or file.read(1)):
                 raise UserError(
                     f"{self._path} was changed since the checkpoint: no line begins at byte {self.offset:,} of it any "
                     "more"
@@ -114,30 +125,30 @@ class Lines:
 
 
 def _find_codec(file: BinaryIO, encoding: str | None) -> str:
-    """The codec by which lines can be decoded one by one: one that knows the order of the bytes."""
+    """Return a codec with a fixed byte order, which can decode single lines."""
     name = "utf-8" if encoding is None else codecs.lookup(encoding).name
-    choices = _BY_MARK.get(name, (name,))
+    candidates = _CODECS_BY_MARK.get(name, (name,))
     start = file.read(4)
-    marked = [choice for choice in choices if start.startswith(_MARKS.get(choice, b"\0\0\0\0\0"))]
-    return marked[0] if marked else choices[sys.byteorder == "big"] if len(choices) > 1 else choices[0]
+    matches = [codec for codec in candidates if start.startswith(_BYTE_ORDER_MARKS.get(codec, b"\0\0\0\0\0"))]
+    return matches[0] if matches else candidates[sys.byteorder == "big"] if len(candidates) > 1 else candidates[0]
 
 
 def _split_lines(file: BinaryIO, newline: bytes) -> Iterator[bytes]:
-    """Lines that end with these bytes, which stand at a multiple of their number from the line's beginning."""
+    """Yield lines that end with these bytes, at a multiple of their length from the start of the line."""
     if newline == b"\n":
         yield from file
         return
     rest = b""
     while chunk := file.read(_READ_BYTES):
         rest += chunk
-        start = found = 0
-        while (found := rest.find(newline, found)) >= 0:
-            if (found - start) % len(newline):
-                found += 1
+        start = end = 0
+        while (end := rest.find(newline, end)) >= 0:
+            if (end - start) % len(newline):
+                end += 1
                 continue
-            found += len(newline)
-            yield rest[start:found]
-            start = found
+            end += len(newline)
+            yield rest[start:end]
+            start = end
         rest = rest[start:]
     if rest:
         yield rest
@@ -149,7 +160,7 @@ def _split_lines(file: BinaryIO, newline: bytes) -> Iterator[bytes]:
 def _explain_bytes(
     path: str, encoding: str | None, codec: str, number: int, offset: int, error: UnicodeDecodeError
 ) -> str:
-    """A line whose bytes are no text, and the encoding by which they may be. offset: of the line in the file."""
+    """Return the message for a line that cannot be decoded, with a likely encoding. `offset` is that of the line."""
     with Path(path).open("rb") as file:
         sample = file.read(_READ_BYTES)
         file.seek(offset)
@@ -175,22 +186,22 @@ def _explain_bytes(
 
 
 def _count_more(path: str, codec: str, offset: int) -> str:
-    """How many further lines cannot be decoded either; of a very large file not all are looked at."""
-    bad = 0
+    """Return text with the count of further lines that cannot be decoded. Very large files are not read to the end."""
+    num_bad = 0
     with Path(path).open("rb") as file:
         file.seek(offset)
         for raw in _split_lines(file, "\n".encode(codec)):
-            bad += not _decodes(raw, codec)
+            num_bad += not _can_decode(raw, codec)
             offset += len(raw)
             if offset > _SCANNED_BYTES:
                 break
-    return f" (and {bad:,} more lines are not)" if bad else ""
+    return f" (and {num_bad:,} more lines are not)" if num_bad else ""
 
 
 def suggest_encoding(sample: bytes) -> str:
-    """The likeliest encoding of a text, by its byte order mark and the pattern of its bytes."""
-    for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):  # the mark of UTF-32 begins with one of UTF-16
-        if sample.startswith(_MARKS[name]):
+    """Return the most likely encoding of a text, from its byte order mark and the pattern of its bytes."""
+    for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):  # the mark of UTF-32 starts with that of UTF-16
+        if sample.startswith(_BYTE_ORDER_MARKS[name]):
             return name[:6]
     zeros = [sample[first::2].count(0) for first in (0, 1)]
     if sum(zeros) * 5 > len(sample):
@@ -199,15 +210,15 @@ def suggest_encoding(sample: bytes) -> str:
     beyond_ascii = [character for character in text if character > "\x7f"]
     if beyond_ascii.count("\ufffd") * 2 <= len(beyond_ascii):
         return "utf-8"
-    # Western texts have single letters beyond ASCII, Chinese ones characters of two such bytes, one after the other.
+    # Western texts have single bytes above 0x7f. Chinese texts have long runs of them, two for each character.
     runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", sample)]
     in_pairs = sum(length for length in runs if length >= 4)
-    if in_pairs * 2 > sum(runs) and _decodes(sample, "gb18030", may_be_cut=True):
+    if in_pairs * 2 > sum(runs) and _can_decode(sample, "gb18030", may_be_cut=True):
         return "gb18030"
     return "latin-1" if any(byte in sample for byte in _UNDEFINED_IN_1252) else "windows-1252"
 
 
-def _decodes(raw: bytes, codec: str, *, may_be_cut: bool = False) -> bool:
+def _can_decode(raw: bytes, codec: str, *, may_be_cut: bool = False) -> bool:
     try:
         codecs.getincrementaldecoder(codec)().decode(raw, final=not may_be_cut)
     except UnicodeDecodeError:
@@ -216,7 +227,7 @@ def _decodes(raw: bytes, codec: str, *, may_be_cut: bool = False) -> bool:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether the text can be written as UTF-8: half of a surrogate pair cannot."""
+    """Whether a text can be written as UTF-8. Half of a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The value of one row in a column: what is wrong with it, whether it is missing, and what it stands for."""
+"""Single values of raw rows: find faults and holes, and convert them."""
 
 import math
 import re
@@ -18,13 +18,13 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 
 
 def find_fault(value: Any, kind: Kind | JoinedKind, per: Any, *, num_numbers: int | None = None) -> str | None:
-    """What is wrong with a value that is not null, as the rest of a sentence; None: nothing.
+    """Return the fault of a value that is not null, as the end of a sentence; None if it has none.
 
     Args:
         value: The value of one row.
-        kind: What the column holds.
-        per: The value of the column that this one belongs to; None if it belongs to none.
-        num_numbers: How many numbers the first training row has in this column; None for any.
+        kind: Kind of the column.
+        per: Value of the same row in the column that `Column.per` names; None if there is no such column.
+        num_numbers: Count of numbers that the first training row has in this column; None: any.
     """
     match kind:
         case "words":
@@ -55,14 +55,14 @@ def find_fault(value: Any, kind: Kind | JoinedKind, per: Any, *, num_numbers: in
 
 
 def is_hole(value: Any, kind: Kind | JoinedKind) -> bool:
-    """Whether a value is missing: null, a conversation without its last answer, or a joined column without a part."""
+    """Whether a value is missing: null, a conversation without its last answer, or a joined value without a part."""
     if kind in ("joined_classes", "joined_numbers"):
         return any(map(is_nothing, value.values()))
     return value is None or (kind == "conversation" and lacks_answer(value))
 
 
 def list_texts(value: Any) -> Iterator[str]:
-    """Every text of a value of `KINDS_OF_TEXTS`: of messages their contents, of choices not the labels.
+    """Yield the texts of a value of `KINDS_OF_TEXTS`: the contents of messages, and choices without their labels.
 
     >>> list(list_texts([{"role": "user", "content": "Hello"}])), list(list_texts({"text": ["a", "b"], "label": ["A"]}))
     (['Hello'], ['a', 'b'])
@@ -72,24 +72,24 @@ def list_texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         yield from list_texts(value.get("content", value.get("text")))
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from list_texts(one)
+        for part in value:
+            yield from list_texts(part)
 
 
 def read_choices(value: Any) -> list[str]:
-    """The texts of a value of the kind `choices`."""
+    """Return the texts of a value of kind `choices`."""
     return list(value["text"] if isinstance(value, Mapping) else value)
 
 
 def find_choice(value: Any, choices: Any) -> int | None:
-    """The number, from 0, of the choice that a value names; None: it names none.
+    """Return the index of the choice that a value names; None if it names no choice.
 
-    It is the label of a choice, if they have labels. Else it is the text of one, its number from 0, or its letter, A
-    for the first. A value that is the text of one choice and the place of another names none.
+    If the choices have labels, the value is a label. Else it is the text of a choice, its index, or its letter (A is
+    the first). A value that is the text of one choice and the index or letter of another names none.
 
     Args:
         value: A number or a text.
-        choices: A value of the kind `choices`.
+        choices: A value of kind `choices`.
 
     >>> find_choice("B", ["yes", "no"]), find_choice("no", ["yes", "no"]), find_choice("1", ["yes", "no"])
     (1, 1, 1)
@@ -100,24 +100,24 @@ def find_choice(value: Any, choices: Any) -> int | None:
         return spelled.index(str(value)) if spelled.count(str(value)) == 1 else None
     texts = read_choices(choices)
     by_text = texts.index(value) if texts.count(value) == 1 else None
-    by_place = _find_place(value, len(texts))
-    if by_text is not None and by_place is not None and by_text != by_place:
+    by_index = _find_index(value, len(texts))
+    if by_text is not None and by_index is not None and by_text != by_index:
         return None
-    return by_place if by_text is None else by_text
+    return by_index if by_text is None else by_text
 
 
-def _find_place(value: Any, count: int) -> int | None:
-    """The number of the choice that a number or a letter stands for. count: of choices."""
+def _find_index(value: Any, count: int) -> int | None:
+    """Return the index of the choice for a number or a letter; None if there is none. `count` is that of choices."""
     text = str(value).strip() if isinstance(value, str) or type(value) is int else ""
     if len(text) == 1 and text.isascii() and text.isalpha():
-        place = ord(text.upper()) - ord("A")
+        index = ord(text.upper()) - ord("A")
     else:
-        place = int(text) if text.isascii() and text.isdigit() else -1
-    return place if 0 <= place < count else None
+        index = int(text) if text.isascii() and text.isdigit() else -1
+    return index if 0 <= index < count else None
 
 
 def read_numbers(value: Any) -> float | list[float] | None:
-    """A value of the kind `numbers` without a fault: the only number, or a list of several.
+    """Convert a value of kind `numbers` without a fault to a number, or to a list if there are several.
 
     >>> read_numbers("4.5"), read_numbers([1, 2]), read_numbers({"valence": "1", "arousal": 2})
     (4.5, [1.0, 2.0], [1.0, 2.0])
@@ -129,7 +129,7 @@ def read_numbers(value: Any) -> float | list[float] | None:
 
 
 def count_numbers(value: Any) -> int:
-    """Of a value of the kind `numbers`."""
+    """Return the count of numbers in a value of kind `numbers`."""
     return len(value) if isinstance(value, (list, tuple, Mapping)) else 1
 
 
@@ -142,7 +142,7 @@ def _find_fault_of_numbers(value: Any) -> str | None:
 
 
 def _find_fault_of_parts(value: Mapping[str, Any]) -> str | None:
-    """Of a joined value, each part of which is a number."""
+    """Return the fault of a joined value whose parts must be numbers."""
     for name, part in value.items():
         if is_nothing(part):
             return f"has nothing in {name!r}"
@@ -175,8 +175,8 @@ def _find_fault_of_choice(value: Any, choices: Any) -> str | None:
             f"holds {shorten(value)}, which is the text of one choice and the place of another; write the choices as "
             '{"text": [...], "label": [...]}'
         )
-    by_place = f"a number from 0 to {len(texts) - 1}, a letter from A, or the text of one"
-    allowed = enumerate_some([str(label) for label in labels]) if labels else by_place
+    forms = f"a number from 0 to {len(texts) - 1}, a letter from A, or the text of one"
+    allowed = enumerate_some([str(label) for label in labels]) if labels else forms
     return f"holds {shorten(value)}, which is none of the {len(texts)} choices; allowed: {allowed}"
 
 
@@ -189,7 +189,7 @@ def _find_fault_of_choices(value: Any) -> str | None:
 
 
 def _find_fault_of_texts(value: Any, noun: str, *, at_least: int = 1) -> str | None:
-    """noun: what one of the texts is called."""
+    """`noun` is the word for one of the texts in messages."""
     if not isinstance(value, (list, tuple)):
         return f"holds no list of {noun}s but {shorten(value)}"
     if len(value) < at_least:
@@ -222,10 +222,10 @@ def _find_fault_of_spans(value: Any, text: Any) -> str | None:
 
 
 def _describe_place(text: str, span: str, start: int) -> str:
-    places = [found.start() for found in re.finditer(re.escape(span), text)]
-    nearest = min(places, key=lambda place: abs(place - start), default=None)
-    there = shorten(text[start : start + len(span)]) if 0 <= start < len(text) else "no text"
-    return f"{there} is" + ("; the text has it nowhere" if nearest is None else f"; the text has it at {nearest}")
+    starts = [match.start() for match in re.finditer(re.escape(span), text)]
+    nearest = min(starts, key=lambda position: abs(position - start), default=None)
+    present = shorten(text[start : start + len(span)]) if 0 <= start < len(text) else "no text"
+    return f"{present} is" + ("; the text has it nowhere" if nearest is None else f"; the text has it at {nearest}")
 
 
 def _find_fault_of_list(value: Any, per: Any) -> str | None:
@@ -242,7 +242,7 @@ def is_nothing(value: Any) -> bool:
 
 
 def find_fault_of_flags(value: Mapping[str, Any]) -> str | None:
-    """What is wrong with a joined value that says of each label whether the row has it; None: nothing."""
+    """Return the fault of a joined value that holds a flag for each label; None if it has none."""
     for name, flag in value.items():
         if is_nothing(flag):
             return f"has nothing in {name!r}"
@@ -252,7 +252,7 @@ def find_fault_of_flags(value: Mapping[str, Any]) -> str | None:
 
 
 def list_flagged(value: Mapping[str, Any]) -> list[str]:
-    """The labels of a row whose joined value has no fault.
+    """Return the labels whose flag is set in a joined value without a fault.
 
     >>> list_flagged({"toxic": "1", "obscene": False, "threat": 1.0})
     ['toxic', 'threat']
@@ -261,19 +261,19 @@ def list_flagged(value: Mapping[str, Any]) -> list[str]:
 
 
 def _read_flag(value: Any) -> bool | None:
-    """Whether a row has a label; None: the value does not say."""
+    """Convert a flag to a bool; None if it is not a flag."""
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower())
     return bool(value) if value in (0, 1) else None
 
 
 def is_nan(value: object) -> bool:
-    """NaN stands for a missing value, also in columns of texts: pandas has no other."""
+    """Whether a value is NaN. pandas writes missing values as NaN, in columns of texts too."""
     return isinstance(value, float) and math.isnan(value)
 
 
 def read_number(value: Any) -> float | None:
-    """A value of the kind `number`, also where it is written as a text, as in a CSV file; None if it is no number.
+    """Convert a value of kind `number`, or a text of one as in CSV files, to float; None if it is not a number.
 
     >>> read_number("4.5"), read_number(3), read_number("many"), read_number(True)
     (4.5, 3.0, None, None)

@@ -1,4 +1,4 @@
-"""How problems with data are worded: lists that do not grow past a line, and guesses at what was meant."""
+"""Parts of messages: lists of limited length, suggestions, plurals and shortened values."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -9,33 +9,33 @@ _LONGEST_NAME = 60  # of a column, in characters
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'text'?` for the choice nearest to the word, or nothing."""
+    """Return `; did you mean 'text'?` for the choice most similar to the word, or an empty text."""
     by_lower = {choice.lower(): choice for choice in choices}
     nearest = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else ""
 
 
 def enumerate_some(items: Sequence[str], *, total: int | None = None, at_most: int = 5) -> str:
-    """`a, b, c and 7 more`. `total` counts what `items` are the first of, when they are not all of it."""
+    """Return a list such as `a, b, c and 7 more`. `total` is the count of all items if `items` are only the first."""
     shown = items[:at_most]
-    rest = (len(items) if total is None else total) - len(shown)
-    return ", ".join(shown) + (f" and {rest:,} more" if rest else "")
+    num_hidden = (len(items) if total is None else total) - len(shown)
+    return ", ".join(shown) + (f" and {num_hidden:,} more" if num_hidden else "")
 
 
 def enumerate_names(names: Sequence[str], *, at_most: int = 10) -> str:
-    """Names of columns: `text, label and 49,990 more`; a long one is cut, and control characters are escaped."""
+    """Return a list of columns. Long names are cut, and control characters are escaped."""
     shown = [cut_short(name, at_most=_LONGEST_NAME) for name in names[:at_most]]
     plain = [name if name.isprintable() else repr(name)[1:-1] for name in shown]
     return enumerate_some(plain, total=len(names), at_most=at_most)
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
+    """Return text such as `1 row` or `2,000 rows`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def shorten(value: object, *, at_most: int = 60) -> str:
-    """A value as a message shows it."""
+    """Return the repr of a value, cut to `at_most` characters."""
     try:
         text = repr(value)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Write tables as files of any kind: what cannot be written is reported first; a file appears whole or not at all."""
+"""Writes tables as files of any kind. Columns are checked before, and files are written atomically."""
 
 import base64
 import csv
@@ -23,12 +23,12 @@ from trainer_loop.data.text_format import is_encodable
 from trainer_loop.errors import UserError, in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_UNITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # powers of ten
-_UNWRITABLE = (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException)
+_UNITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # unit -> power of ten of a second
+_CONVERSION_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException)
 
 
 class ReadyTable:
-    """A table whose columns are in the form in which a kind of file has them. Raises UserError where one cannot be."""
+    """A table that is converted for one kind of file. Raises UserError if a column cannot be converted."""
 
     def __init__(self, table: WholeTable, suffix: str):
         self.suffix = suffix
@@ -37,22 +37,22 @@ class ReadyTable:
         problems: list[str] = []
         for name, column in table.columns.items():
             try:
-                self._columns[name] = _make_ready(column, suffix)
-            except _Refused as refused:
-                problems.append(f"column {name!r} cannot be written to a {suffix} file: {refused}")
-            except _UNWRITABLE as error:
+                self._columns[name] = _convert_column(column, suffix)
+            except _UnwritableError as error:
+                problems.append(f"column {name!r} cannot be written to a {suffix} file: {error}")
+            except _CONVERSION_ERRORS as error:
                 problems.append(_explain(name, column, table, suffix, error))
         if problems:
             other = {".json": "csv or parquet", ".jsonl": "csv or parquet", ".parquet": "jsonl"}.get(suffix, "parquet")
             raise UserError([f"{problem}; let output= end in .{other}, or drop the column" for problem in problems])
 
     def add(self, name: str, values: Sequence[Any]) -> None:
-        """One column more, of texts or numbers."""
+        """Add a column of texts or numbers."""
         assert name not in self._columns, "what was read is never replaced"
         self._columns[name] = pa.array(values) if self.suffix == ".parquet" else list(values)
 
     def write(self, file: BinaryIO) -> None:
-        """Into an empty file."""
+        """Write the table to an empty file."""
         if self.suffix == ".parquet":
             pq.write_table(pa.table(self._columns).replace_schema_metadata(self._metadata), file)
             return
@@ -69,14 +69,19 @@ class ReadyTable:
             writer.writerows(
                 [_dump(value) if isinstance(value, (list, dict)) else value for value in row] for row in rows
             )
-        text.detach()  # writes what it still holds, and leaves the file open
+        text.detach()  # flushes the buffer and leaves the file open
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None], *, replaces: bool) -> None:
-    """A file that is there whole or not at all: written beside and renamed.
+    """Write a file atomically: to a temporary file, which is then renamed.
 
-    replaces: one that is there already is replaced; else it stays, and FileExistsError is raised. Raises OSError where
-    the disk refuses.
+    Args:
+        path: The file; missing folders are created.
+        write: Writes the content.
+        replaces: Replace an existing file; else FileExistsError is raised.
+
+    Raises:
+        OSError: The disk cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -85,20 +90,20 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], *, replaces: bool
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        if not replaces:  # of two that write the same name at one time, one gets it
+        if not replaces:  # if two processes write the same name at once, only one succeeds
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------------------------ columns, made ready
+# ------------------------------------------------------------------------------------------------ conversion of columns
 
 
 class _LineEnds:
-    r"""Takes rows of a csv.writer, which quotes what is in its line end, and ends them with \n alone.
+    r"""Replaces \r\n by \n at the end of each row of a csv.writer.
 
-    With that as its line end it would leave a carriage return in a field without quotes, and readers begin a row there.
+    With lineterminator="\n" the writer would not quote fields with a carriage return, where readers start a new row.
     """
 
     def __init__(self, file: TextIO):
@@ -108,28 +113,28 @@ class _LineEnds:
         self._file.write(row.removesuffix("\r\n") + "\n")
 
 
-class _Refused(Exception):
-    """Why a column cannot be written, as the rest of a sentence."""
+class _UnwritableError(Exception):
+    """Says why a column cannot be written, as the end of a sentence."""
 
 
-def _make_ready(column: Column, suffix: str) -> Any:
+def _convert_column(column: Column, suffix: str) -> Any:
     if suffix == ".parquet":
-        return _ready_for_parquet(column)
-    are_cells = suffix in (".csv", ".tsv")
-    values = [_as_json(value, allows_all=are_cells) for value in _as_values(column)]
-    if are_cells and not all(is_encodable(value) for value in values if isinstance(value, str)):
-        raise _Refused("it has half of a surrogate pair, which is no character")
+        return _convert_for_parquet(column)
+    is_delimited = suffix in (".csv", ".tsv")
+    values = [_as_json(value, allows_all=is_delimited) for value in _as_values(column)]
+    if is_delimited and not all(is_encodable(value) for value in values if isinstance(value, str)):
+        raise _UnwritableError("it has half of a surrogate pair, which is no character")
     return values
 
 
-def _ready_for_parquet(column: Column) -> Any:
+def _convert_for_parquet(column: Column) -> Any:
     array = pa.chunked_array([pa.array(column)]) if isinstance(column, list) else column
     is_dictionary = pa.types.is_dictionary(array.type)
     has_null_category = is_dictionary and any(chunk.dictionary.null_count for chunk in array.chunks)
     if has_null_category or not _is_parquet_type(array.type):
         array = plain_array(array)
         if not _is_parquet_type(array.type):
-            raise _Refused(f"parquet has no type for {array.type}")
+            raise _UnwritableError(f"parquet has no type for {array.type}")
     return array
 
 
@@ -143,7 +148,7 @@ def _is_parquet_type(kind: pa.DataType) -> bool:
 
 
 def _as_values(column: Column) -> list[Any]:
-    """The values as Python has them; of a type that it has not, as texts."""
+    """Return the values as Python objects, or as texts for types that Python lacks."""
     if isinstance(column, list):
         return column
     kind = column.type
@@ -152,28 +157,28 @@ def _as_values(column: Column) -> list[Any]:
     plain = plain_array(column)
     if pa.types.is_duration(plain.type):
         numbers = plain.cast(pa.int64()).to_pylist()
-        return [None if number is None else _spell_seconds(number, plain.type.unit) for number in numbers]
-    if pa.types.is_time64(plain.type):  # Python's have no nanoseconds
+        return [None if number is None else _format_seconds(number, plain.type.unit) for number in numbers]
+    if pa.types.is_time64(plain.type):  # times of Python have no nanoseconds
         plain = plain.cast(pa.string())
     return plain.to_pylist()
 
 
-def _spell_seconds(number: int, unit: str) -> str:
-    """A duration by ISO 8601: PT1.5S."""
+def _format_seconds(number: int, unit: str) -> str:
+    """Return a duration in ISO 8601, such as PT1.5S."""
     seconds = decimal.Decimal(abs(number)).scaleb(_UNITS[unit])
     return f"{'-' if number < 0 else ''}PT{seconds:f}S"
 
 
 def _as_json(value: Any, *, allows_all: bool = False) -> Any:
-    """A value as JSON has it: NaN is null, dates and times are ISO 8601, decimals are texts, bytes are base64.
+    """Convert a value to JSON: NaN to null, dates and times to ISO 8601, decimals to texts, bytes to base64.
 
-    allows_all: NaN and infinities are numbers.
+    With `allows_all`, NaN and infinities stay as they are.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         if math.isinf(value) and not allows_all:
-            raise _Refused("JSON has no infinity")
+            raise _UnwritableError("JSON has no infinity")
         return None if math.isnan(value) and not allows_all else value
     if isinstance(value, pa.MonthDayNano):
         return {name: getattr(value, name) for name in ("months", "days", "nanoseconds")}
@@ -185,19 +190,19 @@ def _as_json(value: Any, *, allows_all: bool = False) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         nanoseconds = (value // datetime.timedelta(microseconds=1)) * 1000 + getattr(value, "nanoseconds", 0)
-        return _spell_seconds(nanoseconds, "ns")
+        return _format_seconds(nanoseconds, "ns")
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, (decimal.Decimal, uuid.UUID)):
         return str(value)
-    if hasattr(value, "tolist"):  # of numpy
+    if hasattr(value, "tolist"):  # numpy values
         return _as_json(value.tolist(), allows_all=allows_all)
-    raise _Refused(f"it holds a {type(value).__name__}")
+    raise _UnwritableError(f"it holds a {type(value).__name__}")
 
 
 def _dump(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if is_encodable(text) else json.dumps(value)  # which escapes half a surrogate pair
+    return text if is_encodable(text) else json.dumps(value)  # it escapes half of a surrogate pair
 
 
 def _explain(name: str, column: Column, table: WholeTable, suffix: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Files of any known kind."""
+"""Opens files of any known kind."""
 
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -18,9 +18,16 @@ EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather
 
 
 def open_file(path: str, *, columns: Collection[str] | None, text_format: TextFormat) -> Shard:
-    """A file of any known kind. Raises UserError where it cannot be read, OSError where the disk refuses.
+    """Open a file of any known kind.
 
-    columns: those that are read, where the format keeps them apart; None for all.
+    Args:
+        path: Path of the file; its suffix gives the kind.
+        columns: Columns that are read, if the format can read some of them; None: all.
+        text_format: Delimiter, quoting and encoding of text files.
+
+    Raises:
+        UserError: The content cannot be read.
+        OSError: The disk cannot be read.
     """
     if not Path(path).stat().st_size:
         raise UserError(f"{path} is empty")
@@ -38,15 +45,15 @@ def open_file(path: str, *, columns: Collection[str] | None, text_format: TextFo
 
 
 def read_each(files: Iterable[str], read: Callable[[str], _T]) -> list[_T]:
-    """What `read` makes of every file. Raises UserError with the problems of all of them."""
-    made: list[_T] = []
+    """Return the result of `read` for each file. Raises UserError with the problems of all files."""
+    results: list[_T] = []
     problems: list[str] = []
     for file in files:
         try:
-            made.append(read(file))
+            results.append(read(file))
         except UserError as error:
             problems += error.problems
         except OSError as error:
             problems.append(f"{file} cannot be read: {in_one_line(error)}")
     refuse(problems)
-    return made
+    return results

@@ -1,4 +1,4 @@
-"""Arrow files: in the streaming format, which datasets writes, and in the file format, which is feather."""
+"""Arrow files: the streaming format, which datasets writes, and the file format, also called feather."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from trainer_loop.errors import UserError
 
 
 def open_arrow(path: str, *, columns: Collection[str] | None) -> Shard:
-    """columns: those that are read; None for all."""
+    """Open an Arrow file. `columns` are those that are read; None: all."""
     with telling_damage(path, "Arrow"):
         schema = _open(path).schema
         wanted = choose_columns(schema.names, columns)
 
     def read(mark: Mark | None) -> Iterator[Batch]:
-        with telling_damage(path, "Arrow"):  # leaving out a mapped batch costs nothing
+        with telling_damage(path, "Arrow"):  # it costs nothing to skip a memory-mapped batch
             batches = (batch if wanted is None else batch.select(wanted) for batch in _read_batches(path))
             yield from number_batches(batches, begin=0, mark=mark)
 
@@ -32,7 +32,7 @@ def open_arrow(path: str, *, columns: Collection[str] | None) -> Shard:
 
 
 def map_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
-    """The rows, mapped into memory, and the names of all columns; what is compressed is in memory, though."""
+    """Return the rows as a memory map (compressed files are loaded into memory), and the names of all columns."""
     with telling_damage(path, "Arrow"):
         is_stream = is_arrow_stream(path)
         table = MemoryMappedTable.from_file(path) if is_stream else InMemoryTable(_open(path).read_all())
@@ -42,13 +42,13 @@ def map_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Da
         return make_dataset({}, names, table.num_rows), names
     with telling_damage(path, "Arrow"):
         selected = table.select(list(features))
-        held = validate_and_cast(selected.table, features)
-    # A table of datasets knows the file that it is mapped from.
-    return as_rows(selected if held.schema.types == selected.schema.types else InMemoryTable(held)), names
+        plain = validate_and_cast(selected.table, features)
+    # A table of datasets remembers the file that it is mapped from.
+    return as_rows(selected if plain.schema.types == selected.schema.types else InMemoryTable(plain)), names
 
 
 def is_arrow_stream(path: str) -> bool:
-    """Whether a file has the streaming format. Raises UserError for feather's first version, which is neither."""
+    """Whether a file has the streaming format. Raises UserError for version 1 of feather, which is not Arrow."""
     with Path(path).open("rb") as file:
         start = file.read(6)
     if start.startswith(b"FEA1"):
@@ -57,16 +57,22 @@ def is_arrow_stream(path: str) -> bool:
 
 
 def choose_columns(names: Sequence[str], columns: Collection[str] | None) -> list[str] | None:
-    """The columns of a file that are read, None for all. Where it has none of them, its first tells how many rows."""
+    """Return the columns of a file to read; None: all. If it has none of them, its first column gives the row count."""
     if columns is None:
         return None
     return [name for name in dict.fromkeys(names) if name in columns] or list(names[:1])
 
 
 def number_batches(batches: Iterable[pa.RecordBatch], *, begin: int, mark: Mark | None) -> Iterator[Batch]:
-    """Batches of any size, the first of which begins behind `begin` rows, as ours from a mark on.
+    """Split record batches into `Batch`es with row numbers.
 
-    Raises ArrowInvalid where one is damaged.
+    Args:
+        batches: Batches of any size.
+        begin: Count of rows before the first batch.
+        mark: Skip the rows up to this mark.
+
+    Raises:
+        pa.ArrowInvalid: A batch is damaged.
     """
     skipped = 0 if mark is None else mark["row"]
     for batch in batches:

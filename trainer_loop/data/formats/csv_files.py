@@ -1,4 +1,4 @@
-"""Delimited files (.csv, .tsv) with a header: every field is a text, an empty one is null."""
+"""Delimited files (.csv, .tsv) with a header. Each field is a text; an empty field is null."""
 
 import contextlib
 import csv
@@ -12,20 +12,20 @@ from trainer_loop.data.text_format import Lines, TextFormat
 from trainer_loop.data.wording import enumerate_names, enumerate_some, shorten
 from trainer_loop.errors import UserError
 
-_LONGEST_FIELD = 2**31 - 1  # characters; the csv module's own limit is 131,072, which a long document exceeds
+_LONGEST_FIELD = 2**31 - 1  # characters; the default of the csv module, 131,072, is too low for documents
 _DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_MOST_CLASSES = 100  # values of a column up to which a new one is a stranger
-_LINES_THAT_TELL = 20  # which values such a column has
-_LINES_BEHIND = 100_000  # that are looked at behind lines that quotes join
-_MOST_CHECKS = 3
-_SHOWN = 5  # rows with too many or too few fields that are explained
+_MAX_CLASSES = 100  # a column with at most this many distinct values holds classes
+_MIN_LINES = 20  # that are needed to know the classes of a column
+_LINES_AFTER = 100_000  # that are read after lines that quotes join
+_MAX_CHECKS = 3
+_MAX_EXPLAINED = 5  # rows with a wrong number of fields whose message is written in full
 
 Record = list[str]  # the fields of a row
 
 
 def open_delimited(path: str, *, columns: Collection[str] | None, text_format: TextFormat) -> Shard:
-    """columns: those that are read; None for all."""
+    """Open a .csv or .tsv file. `columns` are those that are read; None: all."""
 
     def open_records(mark: Mark | None = None) -> Records:
         return Records(path, text_format, mark, texts=columns or ())
@@ -44,8 +44,8 @@ def open_delimited(path: str, *, columns: Collection[str] | None, text_format: T
     )
 
 
-def _name_all(header: Sequence[str]) -> list[str]:
-    """Names for the columns that have none, such as the index that pandas writes."""
+def _fill_names(header: Sequence[str]) -> list[str]:
+    """Return the names with new ones for columns without a name, such as the index that pandas writes."""
     names: list[str] = []
     for position, name in enumerate(header, start=1):
         while not name or (name != header[position - 1] and name in header):
@@ -55,43 +55,48 @@ def _name_all(header: Sequence[str]) -> list[str]:
 
 
 class Records:
-    """The records of a .csv or .tsv file that has a header.
+    """Iterates over the records of a .csv or .tsv file with a header.
 
-    mark: the `row`, `line` and `offset` behind which to begin; None: all records. texts: columns that may stand alone.
-    Raises UserError where the header cannot be one, where quotes break, and where they join lines that are records of
-    their own.
+    Args:
+        path: Path of the file.
+        text_format: Delimiter, quoting and encoding.
+        mark: Start after this `row`, `line` and `offset`; None: at the first record.
+        texts: Columns of texts; a file may have one of them as its only column.
+
+    Raises:
+        UserError: The header is not valid, the quoting is broken, or quotes join lines that look like separate records.
     """
 
     def __init__(self, path: str, text_format: TextFormat, mark: Mark | None, *, texts: Collection[str]):
         self.path = path
-        self.row = 0 if mark is None else mark["row"]  # records that were read
+        self.row = 0 if mark is None else mark["row"]  # count of records that were read
         self.format = text_format
         self.delimiter = text_format.delimiter_of(path)
         self.header, header_end = self._read_header(texts)
         self._lines = header_end if mark is None else self._open_lines(mark)
-        self._taken: list[str] = []  # lines of the record that is read
-        self._checks_left = _MOST_CHECKS if text_format.quoting == "auto" and len(self.header) > 1 else 0
-        self._num_uneven = 0  # records that have not as many fields as the header
+        self._record_lines: list[str] = []  # lines of the current record
+        self._checks_left = _MAX_CHECKS if text_format.quoting == "auto" and len(self.header) > 1 else 0
+        self._num_uneven = 0  # records with a wrong number of fields
 
     @property
     def line(self) -> int:
         return self._lines.number
 
     def __iter__(self) -> Iterator[Item[Record]]:
-        lines, taken, num_fields = self._lines, self._taken, len(self.header)
+        lines, record_lines, num_fields = self._lines, self._record_lines, len(self.header)
         first_line = lines.number + 1
         with long_fields():
             try:
-                for record in self._read(self._take_lines()):
-                    if record:  # a blank line is no row
+                for record in self._read(self._track_lines()):
+                    if record:  # a blank line is not a row
                         self.row += 1
-                        if len(taken) > 1 and self._checks_left:
+                        if len(record_lines) > 1 and self._checks_left:
                             self._refuse_joined_records(first_line)
                         is_even = len(record) == num_fields
                         source = record if is_even else self._explain_fields(record, first_line)
                         yield source, (self.row, lines.number, lines.offset)
                     first_line = lines.number + 1
-                    taken.clear()
+                    record_lines.clear()
             except csv.Error as error:
                 raise UserError(
                     f"{self.path} row {self.row + 1}, which begins on line {first_line}: the quoting breaks by line "
@@ -100,10 +105,10 @@ class Records:
                 ) from error
 
     def _explain_fields(self, record: Record, first_line: int) -> UserError:
-        """The record that was read last, which has not as many fields as the header."""
+        """Return the error of the current record, which has a wrong number of fields."""
         self._num_uneven += 1
-        if self._num_uneven > _SHOWN:
-            return UserError("")  # only counted: each explanation reads in the file
+        if self._num_uneven > _MAX_EXPLAINED:
+            return UserError("")  # it is only counted, because each explanation reads the file
         names = _DELIMITER_NAMES.get(self.delimiter, f"the character {self.delimiter!r}")
         if self.format.quoting == "none":
             remedy = f"with data.files.quoting=none no field may contain {names}"
@@ -115,8 +120,8 @@ class Records:
         )
 
     def _suggest_no_quotes(self) -> str:
-        """Where every line has the fields of the header if quotes are ordinary characters."""
-        lines = self._split_plainly(until=self.line + _LINES_BEHIND)
+        """Return advice to turn quoting off if all lines then have as many fields as the header."""
+        lines = self._split_plainly(until=self.line + _LINES_AFTER)
         if len(self.header) == 1 or any(len(fields) != len(self.header) for _, fields in lines):
             return ""
         return "; or, as quotes seem to be ordinary characters in this file, set data.files.quoting=none"
@@ -131,7 +136,7 @@ class Records:
                 f"{self.path} line 1: the quoting breaks by line {lines.number} ({error}); close the quoted name"
             ) from error
         self._check_header(header, texts)
-        return _name_all(header), lines
+        return _fill_names(header), lines
 
     def _check_header(self, header: Sequence[str], texts: Collection[str]) -> None:
         path = self.path
@@ -154,14 +159,14 @@ class Records:
                 )
 
     def _refuse_joined_records(self, first_line: int) -> None:
-        """Raises UserError where quotes join lines into one record that look like records of their own."""
-        if any(line.count(self.delimiter) != len(self.header) - 1 for line in self._taken):
+        """Raise UserError if quotes join lines into one record that look like separate records."""
+        if any(line.count(self.delimiter) != len(self.header) - 1 for line in self._record_lines):
             return
-        self._checks_left -= 1  # each one reads the file; after a few good ones its quotes are trusted
+        self._checks_left -= 1  # each check reads the file; after a few checks the quotes are trusted
         evidence = _Evidence(self.delimiter, len(self.header))
-        for number, fields in self._split_plainly(until=self.line + _LINES_BEHIND):
+        for number, fields in self._split_plainly(until=self.line + _LINES_AFTER):
             if len(fields) != len(self.header):
-                self._checks_left = 0  # without quotes the file cannot be read
+                self._checks_left = 0  # the file cannot be read without quoting
                 return
             evidence.add(fields, is_joined=first_line <= number <= self.line)
         if evidence.are_records():
@@ -172,7 +177,7 @@ class Records:
             )
 
     def _split_plainly(self, *, until: int) -> Iterator[tuple[int, list[str]]]:
-        """The number and fields of every line behind the header, as if quotes were ordinary characters."""
+        """Yield number and fields of each line after the header, with quotes as ordinary characters."""
         for number, line in enumerate(self._open_lines(), start=1):
             if number > until:
                 return
@@ -183,10 +188,10 @@ class Records:
     def _open_lines(self, mark: Mark | None = None) -> Lines:
         return Lines(self.path, self.format.encoding, mark, any_break=True)
 
-    def _take_lines(self) -> Iterator[str]:
-        """The csv module takes no more lines than the record needs, so what was taken is where the next one begins."""
+    def _track_lines(self) -> Iterator[str]:
+        """Yield lines and store them. The csv module takes no line ahead, so they are those of the current record."""
         for line in self._lines:
-            self._taken.append(line)
+            self._record_lines.append(line)
             yield line
 
     def _read(self, lines: Iterator[str] | Lines) -> Iterator[Record]:
@@ -196,16 +201,16 @@ class Records:
 
 
 class _Evidence:
-    """Whether lines that quotes join have in every column what the other lines of the file have there.
+    """Decides whether lines that quotes join are records: in each column they must be like the other lines.
 
-    Only columns without spaces tell, such as labels and numbers: any piece of a text is like another text.
+    Only columns without spaces are compared, such as labels and numbers, because any part of a text looks like a text.
     """
 
     def __init__(self, delimiter: str, num_columns: int):
         self._has_tabs = delimiter == "\t"
         self._joined: list[list[str]] = []
-        self._num_others = 0
-        self._values: list[set[str]] = [set() for _ in range(num_columns)]  # of the others, a few of each column
+        self._num_other_lines = 0
+        self._values: list[set[str]] = [set() for _ in range(num_columns)]  # by column, some values of the other lines
         self._are_words = [True] * num_columns
         self._are_numbers = [True] * num_columns
         self._has_double_quotes = False
@@ -215,26 +220,26 @@ class _Evidence:
         if is_joined:
             self._joined.append(fields)
             return
-        self._num_others += 1
+        self._num_other_lines += 1
         for column, field in enumerate(fields):
             self._are_words[column] &= _is_word(field)
             self._are_numbers[column] &= _is_number(field)
-            if len(self._values[column]) <= _MOST_CLASSES:
+            if len(self._values[column]) <= _MAX_CLASSES:
                 self._values[column].add(field)
 
     def are_records(self) -> bool:
-        quoted = next((number for number, field in enumerate(self._joined[0]) if field.startswith('"')), None)
-        telling = [column for column, is_word in enumerate(self._are_words) if is_word and column != quoted]
-        if self._num_others and telling:
-            return all(self._fits(column) for column in telling)
-        # Texts tell nothing, but tabs hardly ever stand in them, and less so in a file that writes quotes twice.
+        quoted = next((column for column, field in enumerate(self._joined[0]) if field.startswith('"')), None)
+        word_columns = [column for column, is_word in enumerate(self._are_words) if is_word and column != quoted]
+        if self._num_other_lines and word_columns:
+            return all(self._fits(column) for column in word_columns)
+        # Without such columns: texts rarely have tabs, and `""` shows that the file uses quoting.
         return self._has_tabs and not self._has_double_quotes
 
     def _fits(self, column: int) -> bool:
         joined, values = {fields[column] for fields in self._joined}, self._values[column]
         if self._are_numbers[column]:
             return all(map(_is_number, joined))
-        are_classes = len(values) <= _MOST_CLASSES and (not self._has_tabs or self._num_others >= _LINES_THAT_TELL)
+        are_classes = len(values) <= _MAX_CLASSES and (not self._has_tabs or self._num_other_lines >= _MIN_LINES)
         return joined <= values if are_classes else all(map(_is_word, joined))
 
 
@@ -248,7 +253,7 @@ def _is_number(field: str) -> bool:
 
 @contextlib.contextmanager
 def long_fields() -> Iterator[None]:
-    """Inside, no field is too long. The limit is global to the csv module: the last of all readers puts it back."""
+    """Raise the field limit of the csv module. The limit is global: the last reader restores it."""
     global _num_readers, _limit_before
     with _limit_lock:
         if _num_readers == 0:

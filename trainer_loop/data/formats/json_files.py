@@ -1,4 +1,4 @@
-"""JSON files: an object per line that is not blank (.jsonl, .json), or one list of objects (.json)."""
+"""JSON files: one object for each line that is not blank (.jsonl, .json), or one list of objects (.json)."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from trainer_loop.data.text_format import Lines, TextFormat
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError
 
-_MOST_DIGITS = 4300  # that Python reads as an integer
+_MOST_DIGITS = 4300  # of an integer that Python reads
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]')
-_DEEP = 500  # brackets within brackets; near the number at which Python's reader gives up
-_MOST_BYTES = 1 << 28  # of a file that may be one object
+_DEEP = 500  # levels of brackets; near the limit of Python's reader
+_MOST_BYTES = 1 << 28  # size up to which a file is searched for one object
 
 
 def open_json(path: str, *, text_format: TextFormat) -> Shard:
-    """A list where a .json file begins as one, else a row per line."""
+    """Open a JSON file: as a list if it is a .json file that starts with a bracket, else with one row per line."""
     if Path(path).suffix.lower() == ".json" and _is_list(path, text_format):
         return Shard(
             path,
@@ -52,7 +52,7 @@ def _read_lines(path: str, text_format: TextFormat, mark: Mark | None) -> Iterat
 
 
 def _parse(line: str, path: str, number: int) -> dict[str, Any] | UserError:
-    """The object on a line, or why there is none."""
+    """Return the object on a line, or an error."""
     try:
         value = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
@@ -114,13 +114,13 @@ def _explain_unreadable(error: Exception) -> str:
 
 
 def _find_unreadable(text: str) -> int:
-    """The line of the first number that is too long, or where brackets are nested too deeply."""
+    """Return the line of the first number that is too long or bracket that is nested too deeply."""
     depth = 0
-    found = re.search(rf"\d{{{_MOST_DIGITS + 1}}}", text)
-    place = len(text) if found is None else found.start()
+    number = re.search(rf"\d{{{_MOST_DIGITS + 1}}}", text)
+    position = len(text) if number is None else number.start()
     for match in _BRACKETS.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match.group(), 0)
-        if depth > _DEEP or match.start() > place:
-            place = min(place, match.start())
+        if depth > _DEEP or match.start() > position:
+            position = min(position, match.start())
             break
-    return text.count("\n", 0, place) + 1
+    return text.count("\n", 0, position) + 1

@@ -1,4 +1,4 @@
-"""Text files: a row per line that is not blank, in a column `text`."""
+"""Text files (.txt): one row for each line that is not blank, in a column `text`."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from trainer_loop.data.text_format import Lines, TextFormat
 
 
 def open_text_lines(path: str, *, text_format: TextFormat) -> Shard:
-    """A .txt file: each line is a row with one column, `text`."""
+    """Open a .txt file."""
 
     def read(mark: Mark | None) -> Iterator[Batch]:
         lines = Lines(path, text_format.encoding, mark)
