@@ -1,4 +1,4 @@
-"""FGM (arXiv 1605.07725): the model is trained again where its embeddings are moved against it."""
+"""FGM (arXiv 1605.07725): each step also trains on embeddings that are perturbed along their gradient."""
 
 import torch
 
@@ -6,7 +6,7 @@ from trainer_loop import TrainingLoop
 
 
 class Fgm(TrainingLoop):
-    """epsilon: how far the embeddings are moved, the L2 norm over all of them."""
+    """epsilon: L2 norm of the perturbation of all embeddings."""
 
     def __init__(self, *, epsilon=1.0, **parts):
         super().__init__(**parts)
@@ -18,8 +18,8 @@ class Fgm(TrainingLoop):
             return None
         embeddings = self.bare_model.get_input_embeddings().weight
         before = embeddings.detach().clone()
-        with torch.no_grad():  # by the gradient of the whole update, so that its microbatches do not matter
+        with torch.no_grad():  # the gradient of the whole update, so the result does not depend on the microbatches
             embeddings += self.epsilon * embeddings.grad / embeddings.grad.norm()
-        moved = super().accumulate_gradients(step_batch, num_targets)
+        perturbed = super().accumulate_gradients(step_batch, num_targets)
         embeddings.data.copy_(before)
-        return None if moved is None else loss_sum
+        return None if perturbed is None else loss_sum

@@ -1,7 +1,7 @@
-"""Sentence embeddings from pairs (arXiv 1705.00652): of a group of pairs, each first text is to find its second.
+"""Sentence embeddings from pairs (arXiv 1705.00652): within a group of pairs, each first text must find its second.
 
-The loss of a pair depends on the pairs it is compared with, so a row here is a whole group of pairs. Which groups there
-are is fixed when the texts are encoded, and how groups are cut into microbatches and processes changes nothing.
+The loss of a pair depends on the other pairs of its group, so a row of this task is a whole group. The groups are fixed
+when the texts are encoded. The result therefore does not depend on microbatches or processes.
 """
 
 from itertools import chain
@@ -13,7 +13,7 @@ from trainer_loop import Column, Task
 
 
 class ContrastivePairs(Task):
-    """group: pairs that are compared with each other. temperature: of the softmax over their cosines."""
+    """group: number of pairs in a group. temperature: of the softmax over the cosines of a group."""
 
     auto_model = "AutoModel"
     auto_processor = "AutoTokenizer"
@@ -42,14 +42,18 @@ class ContrastivePairs(Task):
         return sum(batch["pairs"])
 
     def loss(self, model, batch):
-        return sum(F.cross_entropy(cosines, place, reduction="sum") for cosines, place in self._compare(model, batch))
+        return sum(
+            F.cross_entropy(cosines, targets, reduction="sum") for cosines, targets in self._compare(model, batch)
+        )
 
     def predict(self, model, batch):
-        found = [(cosines.argmax(dim=1) == place).float().mean() for cosines, place in self._compare(model, batch)]
-        return {"predictions": torch.stack(found), "references": torch.ones(len(found))}
+        accuracies = [
+            (cosines.argmax(dim=1) == targets).float().mean() for cosines, targets in self._compare(model, batch)
+        ]
+        return {"predictions": torch.stack(accuracies), "references": torch.ones(len(accuracies))}
 
     def _compare(self, model, batch):
-        """Of each group the cosines `[P, P]` of its pairs, over the temperature, and where second texts stand `[P]`."""
+        """Yield for each group its cosines `[P, P]` divided by the temperature, and the positions of the targets `[P]`."""
         mask = batch["attention_mask"][..., None]
         hidden = model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
         embedded = F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)

@@ -1,4 +1,4 @@
-"""Distillation (arXiv 1503.02531): a small model learns from the probabilities of a large one."""
+"""Distillation (arXiv 1503.02531): a small model learns from the probabilities of a larger one."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,13 @@ from trainer_loop import TrainingLoop
 
 
 class Distillation(TrainingLoop):
-    """teacher: a directory or hub id, trained on the same labels. share: of its word; the labels have the rest."""
+    """Learn from the labels and from a teacher.
+
+    Args:
+        teacher: Directory or hub id of a model that was trained on the same labels.
+        temperature: Divides the logits of both models.
+        share: Weight of the teacher's loss; the loss of the labels has weight 1 - share.
+    """
 
     def __init__(self, *, teacher, temperature=2.0, share=0.5, **parts):
         super().__init__(**parts)
@@ -18,9 +24,9 @@ class Distillation(TrainingLoop):
     def loss_sum(self, batch):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         with torch.no_grad(), self.accelerator.autocast():
-            said = self.teacher(**inputs).logits.float() / self.temperature
+            teacher_logits = self.teacher(**inputs).logits.float() / self.temperature
         logits = self.model(**inputs).logits.float()
         student = (logits / self.temperature).log_softmax(dim=-1)
-        from_teacher = F.kl_div(student, said.log_softmax(dim=-1), reduction="sum", log_target=True)
+        from_teacher = F.kl_div(student, teacher_logits.log_softmax(dim=-1), reduction="sum", log_target=True)
         from_labels = F.cross_entropy(logits, batch["labels"], reduction="sum")
         return self.share * self.temperature**2 * from_teacher + (1 - self.share) * from_labels

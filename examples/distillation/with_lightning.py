@@ -19,10 +19,10 @@ class DistilledClassifier(Classifier):
     def training_step(self, batch, batch_index):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         with torch.no_grad():
-            said = self.teachers[0](**inputs).logits.float() / self.temperature
+            teacher_logits = self.teachers[0](**inputs).logits.float() / self.temperature
         logits = self.model(**inputs).logits.float()
         student = (logits / self.temperature).log_softmax(dim=-1)
-        from_teacher = F.kl_div(student, said.log_softmax(dim=-1), reduction="batchmean", log_target=True)
+        from_teacher = F.kl_div(student, teacher_logits.log_softmax(dim=-1), reduction="batchmean", log_target=True)
         from_labels = F.cross_entropy(logits, batch["labels"])
         loss = self.share * self.temperature**2 * from_teacher + (1 - self.share) * from_labels
         self.log("loss", loss)

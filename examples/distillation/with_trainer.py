@@ -16,11 +16,11 @@ class DistillationTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
         with torch.no_grad():
-            said = self.teacher(**inputs).logits.float() / self.temperature
+            teacher_logits = self.teacher(**inputs).logits.float() / self.temperature
         outputs = model(**inputs)
         logits = outputs.logits.float()
         student = (logits / self.temperature).log_softmax(dim=-1)
-        from_teacher = F.kl_div(student, said.log_softmax(dim=-1), reduction="batchmean", log_target=True)
+        from_teacher = F.kl_div(student, teacher_logits.log_softmax(dim=-1), reduction="batchmean", log_target=True)
         from_labels = F.cross_entropy(logits, labels)
         loss = self.share * self.temperature**2 * from_teacher + (1 - self.share) * from_labels
         return (loss, outputs) if return_outputs else loss

@@ -1,4 +1,4 @@
-"""Focal loss (arXiv 1708.02002): rows that are easy already count less."""
+"""Focal loss (arXiv 1708.02002): rows that the model already classifies well have less weight."""
 
 
 def focal(logits, targets, *, gamma):

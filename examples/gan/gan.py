@@ -1,4 +1,4 @@
-"""A GAN (arXiv 1406.2661) that draws points of a ring: two networks, two optimizers, two updates a step."""
+"""A GAN (arXiv 1406.2661) that generates points on a ring: two networks, two optimizers, two updates in a step."""
 
 import math
 
@@ -13,29 +13,32 @@ NOISE = 8
 
 
 class Ring(Task):
-    """Rows are points `[2]`; what is learnt is to draw others like them."""
+    """Learn to generate points `[2]` like those in the rows."""
 
-    def judge_loss(self, model, batch):
-        real, drawn = batch["point"], model.draw(len(batch["point"])).detach()
-        return F.softplus(-model.judge(real)).sum() + F.softplus(model.judge(drawn)).sum()
+    def discriminator_loss(self, model, batch):
+        real, generated = batch["point"], model.generate(len(batch["point"])).detach()
+        return F.softplus(-model.discriminator(real)).sum() + F.softplus(model.discriminator(generated)).sum()
 
-    def draw_loss(self, model, batch):
-        return F.softplus(-model.judge(model.draw(len(batch["point"])))).sum()
+    def generator_loss(self, model, batch):
+        return F.softplus(-model.discriminator(model.generate(len(batch["point"])))).sum()
 
-    loss = judge_loss  # what an evaluation reports
+    loss = discriminator_loss  # the loss of evaluations
 
     def predict(self, model, batch):
-        return {"predictions": model.draw(len(batch["point"])).norm(dim=-1), "references": batch["point"].norm(dim=-1)}
+        return {
+            "predictions": model.generate(len(batch["point"])).norm(dim=-1),
+            "references": batch["point"].norm(dim=-1),
+        }
 
 
 class Networks(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.drawer = nn.Sequential(nn.Linear(NOISE, width), nn.ReLU(), nn.Linear(width, 2))
-        self.judge = nn.Sequential(nn.Linear(2, width), nn.LeakyReLU(0.2), nn.Linear(width, 1))
+        self.generator = nn.Sequential(nn.Linear(NOISE, width), nn.ReLU(), nn.Linear(width, 2))
+        self.discriminator = nn.Sequential(nn.Linear(2, width), nn.LeakyReLU(0.2), nn.Linear(width, 1))
 
-    def draw(self, count):
-        return self.drawer(torch.randn(count, NOISE, device=self.drawer[0].weight.device))
+    def generate(self, count):
+        return self.generator(torch.randn(count, NOISE, device=self.generator[0].weight.device))
 
 
 def adam_for_each_group(params, lr):
@@ -43,14 +46,14 @@ def adam_for_each_group(params, lr):
 
 
 class GanLoop(TrainingLoop):
-    extra_metrics = ("judge_loss", "draw_loss")
+    extra_metrics = ("discriminator_loss", "generator_loss")
 
     def train_step(self, step_batch):
         num_targets = self.count_targets(step_batch)
         loss_sum = self.engine.begin_step(step_batch.step)
         batches = [microbatch.batch for microbatch in step_batch.microbatches if not microbatch.is_dummy]
-        turns = zip(self.optimizer.parts, (self.task.judge_loss, self.task.draw_loss), strict=True)
-        for optimizer, loss_of in turns:  # first the judge, as the groups of the config say
+        turns = zip(self.optimizer.parts, (self.task.discriminator_loss, self.task.generator_loss), strict=True)
+        for optimizer, loss_of in turns:  # the discriminator first, in the order of the groups in the config
             learning = optimizer.param_groups[0]["params"]
             for batch in batches:
                 loss = loss_of(self.bare_model, batch)

@@ -1,4 +1,4 @@
-"""R-Drop (arXiv 2106.14448): two passes with unlike dropout shall say the same."""
+"""R-Drop (arXiv 2106.14448): two forward passes with different dropout must give similar outputs."""
 
 import torch.nn.functional as F
 
@@ -6,7 +6,7 @@ from trainer_loop import TrainingLoop
 
 
 class RDrop(TrainingLoop):
-    """weight: of the two passes' disagreement beside their losses."""
+    """weight: factor of the KL divergence between the two passes, which is added to their loss."""
 
     def __init__(self, *, weight=1.0, **parts):
         super().__init__(**parts)
