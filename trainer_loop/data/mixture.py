@@ -16,7 +16,7 @@ class Mixture:
     """Draws an epoch of N rows from the N rows of several sources, by weights.
 
     Each source is an endless sequence of passes over its rows, each pass in a new order. An epoch takes the next rows
-    of each sequence, so that the draws of two rows of a source never differ by more than one.
+    of each sequence. So, from the start of the run, the draws of two rows of a source differ by at most one.
     """
 
     names: Sequence[str]  # of the sources
