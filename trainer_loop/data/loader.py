@@ -96,7 +96,7 @@ class StepLoader(Protocol):
         """Return the places of the rows of update `step` (from 0) in the user's data."""
 
     def dummy_microbatch(self, step: int) -> Microbatch:
-        """Return one row of update `step`, for a process that must join the reduction without an own microbatch."""
+        """Return one row of update `step`, for a process that must join the reduction without a microbatch."""
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         """Return update `step` again, in microbatches of half the size. Later updates use the smaller size too.

@@ -42,7 +42,7 @@ def join_sources(sources: Sequence[Source], into: Columns) -> Split:
     tables: dict[str, datasets.Dataset] = {}
     for source in sources:
         own_names = source.columns.names
-        renamed = {own_names[own]: new for own, new in into.names.items() if own in own_names}
+        renamed = {own_names[role]: new for role, new in into.names.items() if role in own_names}
         rows = source.split.rows.select_columns([name for name in renamed if name in source.split.rows.column_names])
         changes = {old: new for old, new in renamed.items() if old != new and old in rows.column_names}
         tables[source.name] = rows.rename_columns(changes) if changes else rows
@@ -94,7 +94,7 @@ def _find_kind(feature: Any) -> str:
 def bind_own_columns(names: Mapping[str, Any], columns: Columns) -> Columns:
     """Return the columns of a source with the names in its section `columns`.
 
-    null stands for the task's own name of a column; for `data.weight` it means that the rows have no weights.
+    null stands for the role as the name; for `data.weight` it means that the rows have no weights.
 
     Raises:
         UserError: A name is not a column of the task, or is null although all sources must have the column.
@@ -104,12 +104,12 @@ def bind_own_columns(names: Mapping[str, Any], columns: Columns) -> Columns:
             f"columns: {enumerate_some(unknown)}: none of the columns that are read ({', '.join(columns.names)}); all "
             "sources have the same ones: a map of its own can make them"
         )
-    nulls = {own for own, name in names.items() if name is None}
-    optional = [own for own, column in columns.declared.items() if column.optional]
+    nulls = {role for role, name in names.items() if name is None}
+    optional = [role for role, column in columns.declared.items() if column.optional]
     has_own_weight = list(columns.names.values()).count(columns.names.get(WEIGHT, "")) == 1
     required = sorted(nulls & {GROUP, *optional, *([] if has_own_weight else [WEIGHT])})
-    refuse([f"columns: {own}: null: all sources have this column; a map of its own can make it" for own in required])
-    own_names = {**columns.given, **{own: own if name is None else name for own, name in names.items()}}
+    refuse([f"columns: {role}: null: all sources have this column; a map of its own can make it" for role in required])
+    own_names = {**columns.given, **{role: role if name is None else name for role, name in names.items()}}
     if WEIGHT in nulls:
         del own_names[WEIGHT]
     return Columns.of(columns.declared, own_names)

@@ -162,8 +162,8 @@ def _read_source(section: DataSection, entry: Mapping[str, Any], say: Say) -> So
     refuse(problems)
     train = splits["train"]
     present = list(train.columns or train.rows.column_names)
-    stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
-    if missing := [f"{part!r} for {own}" for part, own in stored.items() if part not in present]:
+    stored = {part: role for role, name in columns.names.items() for part in columns.joined.get(name, [name])}
+    if missing := [f"{part!r} for {role}" for part, role in stored.items() if part not in present]:
         message = f"no column {', '.join(missing)}; it has {enumerate_names(present)}: set its columns"
         raise UserError(f"data.train: {message}")
     return Source(name, float(entry["weight"]), float(entry.get("loss_weight", 1)), columns, train, stream)

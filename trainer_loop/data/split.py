@@ -70,9 +70,9 @@ class RawRows:
     sources: Indices  # [N] number of the raw row of each encoded row, ascending
 
     def read(self, number: int) -> dict[str, Any]:
-        """Return a raw row, by the names of the task's columns."""
+        """Return a raw row by role."""
         row = self.rows[number]
-        return {own: row[name] for own, name in self.columns.names.items()}
+        return {role: row[name] for role, name in self.columns.names.items()}
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _open(split: ShardedSplit, encoding: Encoding, *, columns: Columns, seed: in
 
 def _encoding_of(source: Source, encoding: Encoding) -> Encoding:
     """Return the encoding with the column names of this source."""
-    names = {own: source.columns.names[own] for own in encoding.columns.names}
+    names = {role: source.columns.names[role] for role in encoding.columns.names}
     return dataclasses.replace(
         encoding,
         columns=Columns(encoding.columns.declared, names),

@@ -66,7 +66,7 @@ class RowStream:
     def __post_init__(self) -> None:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
         self._label = self.columns.label
-        self._kinds = {own: self.columns.kind_of(own) for own in self.columns.names}
+        self._kinds = {role: self.columns.kind_of(role) for role in self.columns.names}
         self._ids: dict[RawLabel, int] = {} if self.label_names is None else self.label_names.ids
         self._label_kind = type(next(iter(self._ids), None))
         self._holes = Holes.of(self.columns, missing=self.missing)
@@ -112,28 +112,28 @@ class RowStream:
     def _check(self, values: Values, shard: Shard, number: int, mark: Mark) -> Row:
         place = shard.place(number)
         fields: dict[str, Any] = {}
-        for own, name in self.columns.names.items():
-            kind = self._kinds[own]
+        for role, name in self.columns.names.items():
+            kind = self._kinds[role]
             value: Any = values.get(name)
             if kind == "class":
-                fields[own] = self._find_class(value, shard, place)
+                fields[role] = self._find_class(value, shard, place)
                 continue
             if kind == "text" and self.missing == "empty" and self._holes.is_in(name, value):
                 value = ""
-            if (problem := self._find_fault(own, value, values)) is not None:
+            if (problem := self._find_fault(role, value, values)) is not None:
                 hint = ", or set data.missing=drop (or empty)" if kind == "text" and problem in _HOLES else ""
                 hint = ", or set data.missing=drop" if kind != "text" and is_hole(value, kind) else hint
                 raise UserError(f"data.train: column {name!r} {problem} in {place}; correct or remove the row{hint}")
             if kind == "joined_classes":
                 value = list_flagged(value)
-            fields[own] = [self._find_class(label, shard, place) for label in value] if "classes" in kind else value
+            fields[role] = [self._find_class(label, shard, place) for label in value] if "classes" in kind else value
         fields.pop(GROUP, None)
         weight = read_number(fields.pop(WEIGHT, 1.0))
         assert weight is not None, "it was checked"
         return Row(fields, place, weight=weight, mark=mark)
 
-    def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
-        name, column = self.columns.names[own], self.columns.declared[own]
+    def _find_fault(self, role: str, value: Any, values: Values) -> str | None:
+        name, column = self.columns.names[role], self.columns.declared[role]
         if column.kind == "text":
             if isinstance(value, str) and not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"
@@ -144,7 +144,7 @@ class RowStream:
             return _IS_NULL
         per_value = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
         count = self.num_numbers if name == self.columns.numbers else None
-        return find_fault(value, self._kinds[own], per_value, num_numbers=count)
+        return find_fault(value, self._kinds[role], per_value, num_numbers=count)
 
     def _find_class(self, raw: Any, shard: Shard, place: str) -> int:
         value = read_field(raw, self._label_kind) if shard.has_fields and isinstance(raw, str) else raw

@@ -138,8 +138,8 @@ class _RowMaker:
         task, columns, names = self.encoding.task, self.encoding.columns, self.encoding.label_names
         ids = None if names is None else names.ids
         rows = {
-            own: _number_labels(batch[_RAW + name], ids) if own == columns.label_role else batch[_RAW + name]
-            for own, name in columns.names.items()
+            role: _number_labels(batch[_RAW + name], ids) if role == columns.label_role else batch[_RAW + name]
+            for role, name in columns.names.items()
         }
         encode = task.encode_for_evaluation if self.encoding.evaluates else task.encode
         try:
