@@ -1,9 +1,8 @@
-"""Which rows stand in which update, process and microbatch: pure functions of lengths, seed and step. No torch.
+"""Assign rows to updates, processes and microbatches: pure functions of lengths, seed and step. No torch.
 
-The epoch's order is a hash of (seed, epoch); consecutive runs of `batch_size` rows are its batches, and that alone
-decides what the optimizer sees. Inside a batch the rows are sorted by length, cut into microbatches of few padded
-tokens and dealt to the processes; see cut.py. A loss that is a sum cannot feel the cut, so padding disappears for
-free.
+The epoch's order is a hash of (seed, epoch). Consecutive runs of `batch_size` rows are its batches; only this decides
+the optimizer's updates. Inside a batch the rows are sorted by length, cut into microbatches with little padding, and
+dealt to the processes; see cut.py. The loss is a sum over targets, so the cut does not change it.
 """
 
 import copy
@@ -20,20 +19,20 @@ from trainer_loop.runtime.randomness import derive_seed
 
 Rows = list[int]
 
-_PLANNED_ROWS = 65_536  # cut together: enough that the cost of calling NumPy is shared by many steps
-_FILLED_ROWS = 1024  # from which on a cut row by row gains nothing over one that fills each microbatch
+_PLANNED_ROWS = 65_536  # rows that are cut together, so that many steps share the cost of the NumPy calls
+_FILLED_ROWS = 1024  # above this number of rows, filling each microbatch is as good as the cheapest cut
 _NO_LIMITS = Limits()
-_STEP = 8  # tokens, to whose multiples lengths are rounded up to find those that are nearly the same
+_STEP = 8  # tokens; lengths that round up to the same multiple count as nearly equal
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one process does in one update."""
+    """The work of one process in one update."""
 
     microbatches: list[Rows]  # row indices, the longest row of each first
     num_rows: int
     num_tokens: int  # without padding
-    num_padded_tokens: int  # what the device computes
+    num_padded_tokens: int  # the tokens that the device computes
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,15 @@ class StepPlan:
 class BatchPlan:
     """All updates of a run, found by index: `plan.step(k)` costs the same for every k.
 
-    Up to `MANY_ROWS` rows the order of an epoch is an array. Of more rows it is computed as far as a step needs it.
+    Up to `MANY_ROWS` rows the order of an epoch is an array. With more rows, each step computes its part of the order.
 
-    lengths: tokens of each row, `[N]`; it may be mapped from a file, and is not copied. limits: what a microbatch may
-    hold, and how many processes share an update.
-    batch_size: rows of one update over all processes.
-    window: batches whose rows are sorted by length among each other; None: batches are a plain shuffle.
-    mixture: draws the rows of an epoch; None: each row once.
-    groups: `[N]` a number for each row; rows of unlike groups share no microbatch. None: any rows may.
+    Args:
+        lengths: Tokens of each row, `[N]`. The array may be memory-mapped; it is not copied.
+        limits: The limits of a microbatch, and the number of processes.
+        batch_size: Rows of one update over all processes.
+        window: Number of consecutive batches whose rows are sorted by length together. None: a plain shuffle.
+        mixture: Draws the rows of an epoch. None: each row once.
+        groups: A number for each row, `[N]`; a microbatch has rows of one group only. None: one group.
 
     >>> plan = BatchPlan([30, 4, 28, 5, 6, 31, 7, 29], Limits(max_tokens=64), batch_size=4, seed=0)
     >>> plan.steps_per_epoch
@@ -96,50 +96,50 @@ class BatchPlan:
         self.mixture = mixture
         self.groups = groups
         self.limits = limits
-        self._order: tuple[int, Order] | None = None  # of the epoch asked for last
-        self._block: _Block | None = None  # the steps around the one asked for last
+        self._order: tuple[int, Order] | None = None  # of the last requested epoch
+        self._block: _Block | None = None  # the steps around the last requested one
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates of one epoch; the last one holds what rows are left."""
+        """Updates of one epoch. The last one has the remaining rows."""
         return math.ceil(len(self.lengths) / self.batch_size)
 
     def count_tokens(self, rows: np.ndarray | Rows | slice) -> np.ndarray:
-        """Tokens of these rows, `[n]`, at least 1 each."""
-        counted: np.ndarray = np.maximum(self.lengths[rows], 1).astype(np.int64)
-        return counted
+        """Return the tokens of these rows, `[n]`, at least 1 each."""
+        tokens: np.ndarray = np.maximum(self.lengths[rows], 1).astype(np.int64)
+        return tokens
 
     def all_tokens(self) -> Iterator[np.ndarray]:
-        """Tokens of all rows, a part at a time."""
+        """Iterate over the tokens of all rows, many rows at a time."""
         for start in range(0, len(self.lengths), _PLANNED_ROWS):
             yield self.count_tokens(slice(start, start + _PLANNED_ROWS))
 
     def widths(self, rows: np.ndarray | Rows) -> dict[int, int]:
-        """How wide a microbatch is whose longest row is this one, for each of these rows."""
+        """Return, for each of these rows, the width of a microbatch whose longest row it is."""
         rows = np.asarray(rows)
         return dict(zip(rows.tolist(), self.limits.pad(self.count_tokens(rows)).tolist(), strict=True))
 
     def with_budget(self, max_tokens: int) -> "BatchPlan":
-        """The same updates, cut into microbatches of at most so many padded tokens."""
+        """Return a plan of the same updates whose microbatches have at most `max_tokens` padded tokens."""
         plan = copy.copy(self)
         plan.limits = replace(self.limits, max_tokens=max_tokens)
         plan._block = None
         return plan
 
     def epoch_of(self, step: int) -> int:
-        """The epoch that update `step` belongs to, both from 0."""
+        """Return the epoch of update `step`, both from 0."""
         return step // self.steps_per_epoch
 
     def batch(self, step: int) -> np.ndarray:
-        """Rows of update `step` (from 0) over all processes, in the order of the epoch, `[<= batch_size]`."""
+        """Return the rows of update `step` (from 0) over all processes, in the epoch's order, `[<= batch_size]`."""
         epoch = self.epoch_of(step)
         start = (step - epoch * self.steps_per_epoch) * self.batch_size
         return self._order_rows(epoch)[start : start + self.batch_size]
 
     def step(self, step: int) -> StepPlan:
-        """Update `step` (from 0), cut and dealt. It is planned with those around it, which costs little more."""
+        """Return update `step` (from 0), cut and dealt. The steps around it are planned too, at little extra cost."""
         if self._block is None or step not in self._block.steps:
-            # All of one epoch, whose order is at hand.
+            # A block stays in one epoch, because only one order is kept.
             first = self.epoch_of(step) * self.steps_per_epoch
             num_steps = max(_PLANNED_ROWS // self.batch_size, 1)
             start = first + (step - first) // num_steps * num_steps
@@ -147,14 +147,14 @@ class BatchPlan:
         return self._read(self._block, step)
 
     def sample(self, num_steps: int) -> list[StepPlan]:
-        """At most about so many steps, spread over the first epoch."""
+        """Return about `num_steps` steps, spread evenly over the first epoch."""
         steps = range(0, self.steps_per_epoch, math.ceil(self.steps_per_epoch / num_steps))
         block = self._plan(steps)
         return [self._read(block, step) for step in steps]
 
     def _plan(self, steps: range) -> "_Block":
         batches = [self.batch(step) for step in steps]
-        # One column is one batch; where it has fewer rows than the others, lengths of 0 follow.
+        # One column is one batch. A batch with fewer rows than the others ends with lengths of 0.
         rows = np.zeros((max(map(len, batches)), len(batches)), dtype=np.int64)
         lengths = np.zeros_like(rows)
         for column, batch in enumerate(batches):
@@ -165,8 +165,8 @@ class BatchPlan:
         return _Block(steps, np.take_along_axis(rows.T, cut.order, axis=1), cut.microbatches)
 
     def _read(self, block: "_Block", step: int) -> StepPlan:
-        place = block.steps.index(step)
-        shares = _read_shares(block.rows[place], block.microbatches[place], self.limits.num_processes)
+        index = block.steps.index(step)
+        shares = _read_shares(block.rows[index], block.microbatches[index], self.limits.num_processes)
         return StepPlan(step, self.epoch_of(step), shares)
 
     def _order_rows(self, epoch: int) -> Order:
@@ -181,10 +181,10 @@ class BatchPlan:
         return self._order[1]
 
     def _sort_in_windows(self, order: Order, window: int, epoch: int) -> Order:
-        """Sort the rows of `window` consecutive batches by length, and shuffle the batches that come of it.
+        """Sort the rows of `window` consecutive batches by length, split them into batches, and shuffle these.
 
-        Batches then hold rows of like length: less padding, but no longer a plain sample of the data. The last batch
-        of an epoch, where it is not full, stays one.
+        A batch then has rows of similar length: less padding, but no longer a uniform sample of the data. An incomplete
+        last batch of an epoch keeps its rows.
         """
         size, full = window * self.batch_size, len(self.lengths) // self.batch_size * self.batch_size
         if len(self.lengths) > MANY_ROWS:
@@ -204,17 +204,14 @@ class BatchPlan:
 
 @dataclass
 class _Windows:
-    """An order whose windows are sorted when a batch of them is asked for; the last one is kept.
+    """An order that sorts a window when one of its batches is requested, and caches the last window."""
 
-    rows: before. size: rows of a window. full: where the batch begins that is not full. seed: parts of it.
-    """
-
-    rows: Order
-    size: int
-    full: int
+    rows: Order  # the order before sorting
+    size: int  # rows of a window
+    full: int  # number of rows in complete batches; an incomplete batch may follow
     sort: Callable[[np.ndarray, np.random.Generator], np.ndarray]
     seed: tuple[int | str, ...]
-    _sorted: tuple[int, np.ndarray] | None = field(default=None, init=False)  # where the last one begins, its rows
+    _sorted: tuple[int, np.ndarray] | None = field(default=None, init=False)  # start and rows of the last window
 
     def __getitem__(self, batch: slice) -> np.ndarray:
         if batch.start >= self.full:
@@ -228,7 +225,7 @@ class _Windows:
 
 @dataclass(frozen=True)
 class _Block:
-    """S steps that were cut together."""
+    """S steps that are cut together."""
 
     steps: range
     rows: np.ndarray  # [S, B] in the order of the microbatches
@@ -236,7 +233,7 @@ class _Block:
 
 
 def _read_shares(rows: np.ndarray, microbatches: np.ndarray, num_processes: int) -> list[Share]:
-    """What each process does in one batch. rows: `[B]`, in the order of its microbatches, `[M, 5]`; see `Cut`."""
+    """Return the share of each process. `rows` are `[B]`, in the order of the `microbatches` `[M, 5]`; see `Cut`."""
     ordered = rows.tolist()
     dealt: list[list[Rows]] = [[] for _ in range(num_processes)]
     sums = [[0, 0, 0] for _ in range(num_processes)]
@@ -255,20 +252,25 @@ def cut_batch(
 ) -> list[Share]:
     """Cut the rows of one batch into microbatches and deal them to the processes, as `BatchPlan` does.
 
-    lengths: tokens of these rows, at least 1 each. groups: of these rows, see `BatchPlan`. With fewer rows than
-    processes some get none.
+    If there are fewer rows than processes, some processes get no microbatch.
+
+    Args:
+        lengths: Tokens of these rows, at least 1 each.
+        groups: Groups of these rows; see `BatchPlan`.
     """
-    of_rows = None if groups is None else groups[:, None]
-    cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits, groups=of_rows)
+    column = None if groups is None else groups[:, None]
+    cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits, groups=column)
     return _read_shares(np.asarray(rows)[cut.order[0]], cut.microbatches[0], limits.num_processes)
 
 
 def halve_dearest(
     microbatches: list[list[Rows]], lengths: Sequence[int] | Mapping[int, int] | np.ndarray, *, packed: bool = False
 ) -> int | None:
-    """Padded tokens that cut the dearest microbatch of an update in two; None where each has one row.
+    """Return half the padded tokens of the largest microbatch of an update; None if each microbatch has one row.
 
-    microbatches: `[process][microbatch][row]`. lengths: tokens of each row, found by its number.
+    Args:
+        microbatches: `[process][microbatch][row]`.
+        lengths: Tokens of each row, indexed by its number.
     """
     costs = [
         sum(int(lengths[row]) for row in microbatch) if packed else len(microbatch) * int(lengths[microbatch[0]])
@@ -280,9 +282,9 @@ def halve_dearest(
 
 
 def cut_evaluation(lengths: Sequence[int] | np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
-    """Cut all rows for evaluation, each once: `[process][microbatch][row]`, dearest microbatch first.
+    """Cut all rows for evaluation, each once: `[process][microbatch][row]`, the most expensive microbatch first.
 
-    The rows of a microbatch are an array: of a large set they take a fourth of the memory that numbers of Python take.
+    The rows of a microbatch are an array, which takes a quarter of the memory of Python integers.
     """
     lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     if len(lengths) > _FILLED_ROWS:
@@ -292,10 +294,11 @@ def cut_evaluation(lengths: Sequence[int] | np.ndarray, limits: Limits) -> list[
 
 
 def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
-    """Microbatches as full as the limits allow, of rows of nearly one length.
+    """Fill each microbatch up to the limits, with rows of nearly equal length.
 
-    Rows whose lengths end at the same multiple of `_STEP` are shared out so that each microbatch has one of the longest
-    of them: nearly all are of one shape then. For every shape code is compiled, and kept, to multiply its matrices.
+    Rows whose lengths round up to the same multiple of `_STEP` are interleaved, so that each microbatch gets one of the
+    longest rows. Nearly all of these microbatches then have the same shape. This saves time and memory, because matrix
+    kernels are compiled and cached for each shape.
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
@@ -315,17 +318,17 @@ def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
         size = max(1, min(fitting, most_rows))
         count = max(1, num_alike // size)
         stop = min(start + count * size, len(order))
-        if ordered[stop - 1] == ordered[start]:  # neighbours are read faster
+        if ordered[stop - 1] == ordered[start]:  # all are equally long, and reading adjacent rows is faster
             microbatches += [order[first : min(first + size, stop)] for first in range(start, stop, size)]
         else:
             microbatches += [order[first:stop:count] for first in range(start, start + count)]
         start = stop
     padded = limits.pad(lengths)
     costs = [int(lengths[rows].sum() if limits.packed else padded[rows[0]] * len(rows)) for rows in microbatches]
-    dearest_first = np.argsort([-cost for cost in costs], kind="stable")
-    owners, _ = deal(np.array(costs)[dearest_first, None], limits.num_processes)
+    by_cost = np.argsort([-cost for cost in costs], kind="stable")
+    owners, _ = deal(np.array(costs)[by_cost, None], limits.num_processes)
     dealt: list[list[np.ndarray]] = [[] for _ in range(limits.num_processes)]
-    for index, (owner,) in zip(dearest_first.tolist(), owners.tolist(), strict=True):
+    for index, (owner,) in zip(by_cost.tolist(), owners.tolist(), strict=True):
         dealt[owner].append(microbatches[index])
     return dealt
 

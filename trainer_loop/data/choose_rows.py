@@ -1,4 +1,4 @@
-"""Which rows of the raw splits are used: a validation part cut from train, and samples of at most so many rows."""
+"""Select the rows of the raw splits: cut a validation split from the training rows, and limit splits to a sample."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,34 +30,38 @@ def cut_validation(
     group: str | None = None,
     seed: int,
 ) -> tuple[_Split, _Split]:
-    """Train -> (train, validation); the rows of both keep their order.
+    """Divide the training rows into (train, validation). The rows of both keep their order.
 
-    The label, where there is one of a few classes, has the same shares in both, see `choose_stratified` and
-    `deal_rows`. With a column `group`, whole groups are chosen instead, see `choose_groups` and `deal_groups`.
-    The same rows on every process and machine: they follow from the number of rows, the labels and the seed.
+    The shares of the classes are the same in both, see `choose_stratified` and `deal_rows`. With a column `group`, all
+    rows of a group stay together instead, see `choose_groups` and `deal_groups`. The result only depends on the number
+    of rows, the labels or groups, and the seed, so it is the same on every process and machine.
 
     Args:
-        fraction: Of the rows, that become validation rows.
-        fold: Instead of it the part that does, `2/5`.
+        fraction: The share of validation rows.
+        fold: The part that becomes the validation split, such as `2/5`; replaces `fraction`.
 
     Raises:
-        UserError: All rows are of one group, or there are fewer rows or groups than parts.
+        UserError: All rows are in one group, or there are fewer rows or groups than parts.
     """
     keys = draw_keys(len(train.rows), seed, "validation_fraction" if fold is None else "fold")
     groups = None if group is None else _number_groups(train.rows, group)
     classes = find_classes(train.rows, label)
     if fold is not None:
-        chosen = _choose_fold(classes, groups, fold, keys)
+        is_validation = _choose_fold(classes, groups, fold, keys)
     elif groups is not None:
-        chosen = choose_groups(groups, fraction=fraction or 0.0, keys=keys)
+        is_validation = choose_groups(groups, fraction=fraction or 0.0, keys=keys)
     else:
-        chosen = choose_stratified(classes, fraction=fraction or 0.0, keys=keys)
-    validation = train.select(np.flatnonzero(chosen))
-    return train.select(np.flatnonzero(~chosen)), dataclasses.replace(validation, name="validation")
+        is_validation = choose_stratified(classes, fraction=fraction or 0.0, keys=keys)
+    validation = train.select(np.flatnonzero(is_validation))
+    return train.select(np.flatnonzero(~is_validation)), dataclasses.replace(validation, name="validation")
 
 
 def _number_groups(rows: datasets.Dataset, group: str) -> Indices:
-    """`[N]` a number for the group of each row, from 0. Raises UserError where the column names no groups, or one."""
+    """Return the number of the group of each row, from 0, `[N]`.
+
+    Raises:
+        UserError: The column does not have texts or numbers, or all rows are in one group.
+    """
     if not isinstance(rows.features[group], (datasets.Value, datasets.ClassLabel)):
         raise UserError(f"data.split_by={group}: the column holds lists or objects; name one of texts or numbers")
     groups = number_values(rows, group)
@@ -68,7 +72,7 @@ def _number_groups(rows: datasets.Dataset, group: str) -> Indices:
 
 
 def limit_rows(split: _Split, *, limit: int | None, seed: int) -> _Split:
-    """A uniform sample of `limit` rows in the order of the file, or the split itself where it has no more."""
+    """Return a uniform sample of `limit` rows in their original order, or the split itself if it is not larger."""
     if limit is None or limit >= len(split.rows):
         return split
     keys = draw_keys(len(split.rows), seed, f"limit {split.name}")
@@ -76,14 +80,15 @@ def limit_rows(split: _Split, *, limit: int | None, seed: int) -> _Split:
 
 
 def limit_splits(splits: Mapping[str, _Split], limit: Mapping[str, int | None], *, seed: int) -> dict[str, _Split]:
-    """Samples of the splits that have a limit. limit: by split, also of each of its sets."""
+    """Apply `limit_rows` to all splits. A limit of `validation` applies to each of its sets."""
     return {name: limit_rows(split, limit=limit.get(parse_set(name)[0]), seed=seed) for name, split in splits.items()}
 
 
 def find_classes(rows: Any, label: str | None) -> Indices:
-    """`[N]` a number for the class of every row; one class where there is no label, or none that names classes.
+    """Return a number for the class of each row, `[N]`; all 0 if there is no label column with classes.
 
-    rows: a datasets.Dataset where there is a label.
+    Args:
+        rows: A datasets.Dataset if there is a label, else any sequence.
     """
     if label is None or label not in rows.features or describe_kind(rows, label) not in NAMING_KINDS:
         return np.zeros(len(rows), dtype=np.int64)
@@ -91,23 +96,25 @@ def find_classes(rows: Any, label: str | None) -> Indices:
 
 
 def number_values(rows: datasets.Dataset, column: str) -> Indices:
-    """`[N]` a number for the value of each row, from 0; equal values have one number."""
+    """Return a number for the value of each row, from 0, `[N]`. Equal values have the same number."""
     encoded = pc.dictionary_encode(whole_column(rows, column), null_encoding="encode").combine_chunks()
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
 
 
 def choose_groups(groups: Indices, *, fraction: float, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """`[N]` which rows are chosen: about `fraction` of them, whole groups, at least one and not all.
+    """Choose about `fraction` of the rows as whole groups, at least one group and not all; return a mask `[N]`.
 
-    groups: `[N]` integers from 0. keys: `[N]` random; groups are taken in the order of their smallest key, and one is
-    left out where the share is met better without it.
+    Args:
+        groups: Integers from 0, `[N]`.
+        keys: Random numbers, `[N]`. Groups are tried in the order of their smallest key, and a group is skipped if the
+            number of rows is closer to `fraction` without it.
     """
     first_keys, sizes = _find_first_keys(groups, keys), np.bincount(groups)
-    wanted, taken, chosen = take_share(fraction, len(groups)), 0, []
+    target, num_rows, chosen = take_share(fraction, len(groups)), 0, []
     for group in np.argsort(first_keys, kind="stable").tolist():
-        if abs(taken + sizes[group] - wanted) < abs(taken - wanted):
+        if abs(num_rows + sizes[group] - target) < abs(num_rows - target):
             chosen.append(group)
-            taken += int(sizes[group])
+            num_rows += int(sizes[group])
     if not chosen:
         chosen = [int(sizes.argmin())]
     if len(chosen) == len(sizes):
@@ -118,36 +125,40 @@ def choose_groups(groups: Indices, *, fraction: float, keys: npt.NDArray[np.uint
 def _choose_fold(
     classes: Indices, groups: Indices | None, fold: str, keys: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.bool_]:
-    """`[N]` which rows are of the part `fold`. Raises UserError where there are too few rows or groups."""
+    """Return a mask of the rows in the part `fold`, `[N]`. Raises UserError if there are too few rows or groups."""
     part, parts = read_fold(fold)
-    count, what = (len(keys), "rows") if groups is None else (int(groups.max()) + 1, "groups by data.split_by")
+    count, noun = (len(keys), "rows") if groups is None else (int(groups.max()) + 1, "groups by data.split_by")
     if count < parts:
-        raise UserError(f"data.fold={fold}: data.train has {count:,} {what}; ask for at most so many parts")
-    dealt = deal_rows(classes, parts, keys) if groups is None else deal_groups(groups, parts, keys)
-    return dealt == part - 1  # type: ignore[no-any-return]
+        raise UserError(f"data.fold={fold}: data.train has {count:,} {noun}; ask for at most so many parts")
+    part_of_rows = deal_rows(classes, parts, keys) if groups is None else deal_groups(groups, parts, keys)
+    return part_of_rows == part - 1  # type: ignore[no-any-return]
 
 
 def deal_rows(classes: Indices, parts: int, keys: npt.NDArray[np.uint64]) -> Indices:
-    """`[N]` the part of every row, from 0: parts differ by one row at most, as do the shares of each class in them.
+    """Return the part of each row, from 0, `[N]`. Parts differ by at most one row, in total and in each class.
 
-    classes: `[N]` integers. keys: `[N]` random; rows are dealt in turn, class by class, within a class by key.
+    Args:
+        classes: Integers, `[N]`.
+        keys: Random numbers, `[N]`. Rows are dealt in turn, class by class, and by key within a class.
     """
-    dealt = np.empty(len(classes), dtype=np.int64)
-    dealt[np.lexsort((keys, classes))] = np.arange(len(classes)) % parts
-    return dealt
+    part_of_rows = np.empty(len(classes), dtype=np.int64)
+    part_of_rows[np.lexsort((keys, classes))] = np.arange(len(classes)) % parts
+    return part_of_rows
 
 
 def deal_groups(groups: Indices, parts: int, keys: npt.NDArray[np.uint64]) -> Indices:
-    """`[N]` the part of every row, from 0: whole groups, the largest first, each to the part with the fewest rows.
+    """Return the part of each row, from 0, `[N]`. Whole groups, largest first, go to the part with the fewest rows.
 
-    groups: `[N]` integers from 0. keys: `[N]` random; groups of one size are dealt in the order of their smallest key.
+    Args:
+        groups: Integers from 0, `[N]`.
+        keys: Random numbers, `[N]`. Groups of equal size are dealt in the order of their smallest key.
     """
     first_keys, sizes = _find_first_keys(groups, keys), np.bincount(groups)
-    part_of, filled = np.empty(len(sizes), dtype=np.int64), np.zeros(parts, dtype=np.int64)
+    part_of_groups, part_sizes = np.empty(len(sizes), dtype=np.int64), np.zeros(parts, dtype=np.int64)
     for group in np.lexsort((first_keys, -sizes)).tolist():
-        part_of[group] = filled.argmin()
-        filled[part_of[group]] += sizes[group]
-    return part_of[groups]
+        part_of_groups[group] = part_sizes.argmin()
+        part_sizes[part_of_groups[group]] += sizes[group]
+    return part_of_groups[groups]
 
 
 def _find_first_keys(groups: Indices, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -157,11 +168,15 @@ def _find_first_keys(groups: Indices, keys: npt.NDArray[np.uint64]) -> npt.NDArr
 
 
 def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """`[N]` which rows are chosen: `fraction` of them, at least one and not all, and of every class its share.
+    """Choose `fraction` of the rows, with the share of each class unchanged; return a mask `[N]`.
 
-    classes: `[N]` integers. keys: `[N]` random; within a class the rows with the smallest are chosen.
-    Shares that are no whole number are rounded so that the total is met. The last row of a class is never chosen,
-    so a class of one row stays behind; where every class has one row, rows are chosen regardless of it.
+    At least one row is chosen, and not all rows. The rows per class are rounded so that the total is right. The last
+    row of a class is never chosen, so a class with one row stays in the training split. If every class has one row, the
+    classes are ignored.
+
+    Args:
+        classes: Integers, `[N]`.
+        keys: Random numbers, `[N]`. The rows of a class with the smallest keys are chosen.
     """
     total = min(max(round(take_share(fraction, len(classes))), 1), len(classes) - 1)
     _, codes, sizes = np.unique(classes, return_inverse=True, return_counts=True)
@@ -184,5 +199,5 @@ def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np
 
 
 def draw_keys(count: int, seed: int, purpose: str) -> npt.NDArray[np.uint64]:
-    """`[count]` random numbers; raw ones, because those are the same with every version of numpy."""
+    """Return random numbers, `[count]`. They are raw output of the generator, which no NumPy version changes."""
     return np.random.PCG64(derive_seed(seed, purpose)).random_raw(count)

@@ -1,8 +1,8 @@
-"""Cut batches into microbatches and deal these to the processes, many batches at a time. Arrays only, and no torch.
+"""Cut batches into microbatches and deal these to the processes, many batches at a time. NumPy only, no torch.
 
-The rows of a batch are sorted by length and cut into consecutive microbatches, each as wide as its longest row. The
-cheapest cut is found exactly, by dynamic programming over the rows of all batches at once. While they are cut, the
-batches S stand in the last dimension of every array: one step of that programme is one pass over adjacent numbers.
+The rows of a batch are sorted by length and cut into consecutive microbatches, each as wide as its longest row. Dynamic
+programming over the rows finds the exact cheapest cut, for all batches at once. The batches S are the last dimension of
+every array, so that each step of the dynamic programme reads adjacent numbers.
 """
 
 import heapq
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 _NEVER = 2**62  # the cost of a microbatch that breaks a limit, and of a cut that leaves a process idle
-# What a microbatch may cost, in even parts of the work of a batch, where several processes share that.
+# With a few processes, cuts with these limits of a microbatch are compared, as fractions of the work of one process.
 _PARTS = (1.5, 1.3, 1.2, 1.1, 1.0, 0.75, 0.5, 0.375, 0.25)
-# From so many processes on each gets equally many microbatches: some would have one more after a cut by parts, and the
-# others wait, or go through dummy microbatches.
+# From this number of processes on, each process gets the same number of microbatches. Else some would have one more,
+# and the others would wait or run dummy microbatches.
 _MANY_PROCESSES = 8
-_EXACTNESS = 256  # how many times smaller than the dearest microbatch the difference from the least possible one is
-_SHARES_A_BATCH = 16  # from which on batches are dealt one after the other
+_EXACTNESS = 256  # the search for the smallest largest microbatch stops within 1/256 of its size
+_SHARES_A_BATCH = 16  # with more shares per batch than this, batches are dealt one after the other
 
 
 def widen(lengths: np.ndarray, *, step: int, longest: int) -> np.ndarray:
-    """How wide a batch is whose longest row has so many tokens: the next multiple, but at most `longest` for it.
+    """Round lengths up to a multiple of `step`. Rounding does not exceed `longest`.
 
     >>> widen(np.array([5, 18, 23]), step=16, longest=20).tolist()
     [16, 20, 23]
@@ -32,19 +32,19 @@ def widen(lengths: np.ndarray, *, step: int, longest: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a microbatch may hold, what one more of them costs, and how many processes share them."""
+    """The limits of a microbatch, its fixed cost, and the number of processes."""
 
     num_processes: int = 1
-    max_tokens: int | None = None  # padded tokens of one at most; only a single row may exceed it. None: no limit
-    per_device: int | None = None  # rows of one at most. None: no limit
-    microbatch_tokens: int | None = None  # what one more costs, in tokens. None: as few as the limits allow
-    packed: bool = False  # its rows stand one after the other, and none is padded
-    width_step: int = 1  # tokens: one that is not packed is as wide as the next multiple
-    longest: int = 0  # but no wider than this because of it, and its longest row
-    row_step: int = 1  # where it costs little, its rows are a multiple of this
+    max_tokens: int | None = None  # most padded tokens of a microbatch; one row alone may exceed it. None: no limit
+    per_device: int | None = None  # most rows of a microbatch. None: no limit
+    microbatch_tokens: int | None = None  # fixed cost of a microbatch, in tokens. None: as few microbatches as possible
+    packed: bool = False  # rows are concatenated without padding
+    width_step: int = 1  # tokens; the width of a microbatch is rounded up to a multiple, unless it is packed
+    longest: int = 0  # rounding up to a multiple of `width_step` does not exceed this
+    row_step: int = 1  # prefer numbers of rows that are a multiple of this, if it costs little
 
     def pad(self, lengths: np.ndarray) -> np.ndarray:
-        """How wide a microbatch is whose longest row has so many tokens, of each of the lengths."""
+        """Return, for each length, the width of a microbatch whose longest row has this many tokens."""
         if self.packed or self.width_step == 1:
             return lengths
         return widen(lengths, step=self.width_step, longest=self.longest)
@@ -54,21 +54,22 @@ class Limits:
 class Cut:
     """S batches of at most B rows, each cut into at most M microbatches."""
 
-    order: np.ndarray  # [S, B] places of the rows in their batch; a microbatch is a run of these, longest row first
-    # [S, M, 5] of every microbatch: where it begins, where it stops, its process, its tokens without padding, and with.
-    # Dearest first, as they are run; where a batch has fewer than M, empty ones follow.
+    order: np.ndarray  # [S, B] indices of the rows in their batch; a microbatch is a run of these, longest row first
+    # [S, M, 5] for each microbatch: start and stop in `order`, process, tokens without padding, tokens with padding.
+    # The most expensive is first, and runs first. A batch with fewer than M microbatches ends with empty ones.
     microbatches: np.ndarray
 
 
 def cut_batches(lengths: np.ndarray, limits: Limits, *, groups: np.ndarray | None = None) -> Cut:
-    """Cut and deal batches.
+    """Cut batches into microbatches and deal them to the processes.
 
-    lengths: tokens of their rows, `[B, S]`; 0 where a batch has no more rows. groups: a number for each row, `[B, S]`;
-    a microbatch has rows of one group only.
+    Args:
+        lengths: Tokens of the rows, `[B, S]`; 0 after the last row of a batch.
+        groups: A number for each row, `[B, S]`; a microbatch has rows of one group only.
     """
     order, group_ends = np.argsort(-lengths, axis=0, kind="stable"), None
     if groups is not None:
-        groups = np.where(lengths > 0, groups, groups.max() + 1)  # rows that are not there stay the last ones
+        groups = np.where(lengths > 0, groups, groups.max() + 1)  # positions without a row stay last
         order = np.lexsort((-lengths, groups), axis=0)
         group_ends = _find_group_ends(np.take_along_axis(groups, order, axis=0))
     lengths = np.take_along_axis(lengths, order, axis=0)
@@ -88,21 +89,21 @@ def cut_batches(lengths: np.ndarray, limits: Limits, *, groups: np.ndarray | Non
     tokens = _count_tokens(lengths, begins, stops)
     padded_tokens = tokens if limits.packed else _count_padded_tokens(widths, begins, stops)
     costs = _add_overhead(padded_tokens, widths, limits)
-    dearest_first = np.argsort(-costs, axis=0, kind="stable")
+    by_cost = np.argsort(-costs, axis=0, kind="stable")
     costs, begins, stops, tokens, padded_tokens = (
-        np.take_along_axis(array, dearest_first, axis=0) for array in (costs, begins, stops, tokens, padded_tokens)
+        np.take_along_axis(array, by_cost, axis=0) for array in (costs, begins, stops, tokens, padded_tokens)
     )
     most_items = None
     if limits.num_processes >= _MANY_PROCESSES:
         most_items = -(-(stops > begins).sum(axis=0) // limits.num_processes)
     owners, _ = deal(costs, limits.num_processes, most_items=most_items)
     microbatches = np.stack([begins, stops, owners, tokens, padded_tokens])
-    # From here on each batch is read for itself.
+    # Each batch is contiguous from here on, because batches are read one at a time.
     return Cut(np.ascontiguousarray(order.T), np.ascontiguousarray(microbatches.transpose(2, 1, 0)))
 
 
 def _find_group_ends(groups: np.ndarray) -> np.ndarray:
-    """Where the group of each row ends, `[B, S]`. groups: `[B, S]`, ascending."""
+    """Return the end of the group of each row, `[B, S]`. The groups `[B, S]` are ascending."""
     num_rows = len(groups)
     is_last = np.ones(groups.shape, dtype=np.bool_)
     is_last[:-1] = groups[1:] != groups[:-1]
@@ -118,10 +119,13 @@ def _find_ends(
     most_rows: int | np.ndarray = _NEVER,
     group_ends: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Where a microbatch that begins at each row must stop, `[B, S]`. A single row is never too much.
+    """Return the latest stop of a microbatch that starts at each row, `[B, S]`. One row is always allowed.
 
-    lengths: `[B, S]`, descending in each group, then 0. most_tokens, most_rows: of a microbatch, `[S]`, below the
-    limits. group_ends: where the group of each row ends, `[B, S]`; None: all rows are of one group.
+    Args:
+        lengths: `[B, S]`, descending in each group, then 0.
+        most_tokens: Most padded tokens of a microbatch, `[S]`, besides `limits.max_tokens`.
+        most_rows: Most rows of a microbatch, `[S]`, besides `limits.per_device`.
+        group_ends: End of the group of each row, `[B, S]`; None: all rows are in one group.
     """
     most_tokens = np.minimum(most_tokens, limits.max_tokens or _NEVER)
     most_rows = np.minimum(most_rows, limits.per_device or len(lengths))
@@ -133,21 +137,24 @@ def _find_ends(
 def _cut_cheapest(
     lengths: np.ndarray, ends: np.ndarray, overhead: int, *, row_step: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and stops `[M, S]` of the cut whose padded tokens, and `overhead` for each microbatch, are least.
+    """Return begins and stops `[M, S]` of the cut with the fewest padded tokens plus `overhead` per microbatch.
 
-    A microbatch that begins at no multiple of `row_step` costs the overhead twice.
+    A microbatch that starts at a row that is not a multiple of `row_step` costs the overhead twice.
 
-    lengths: `[B, S]`, descending up to each of the ends, then 0. ends: see `_find_ends`.
+    Args:
+        lengths: `[B, S]`, descending up to each of the ends, then 0.
+        ends: See `_find_ends`.
     """
     num_rows, num_batches = lengths.shape
-    # Ends ascend, so the microbatches that may still grow by a row are the last ones: those from `first` on.
+    # The ends ascend, so the microbatches that may still grow by a row are those from `first` on.
     first = np.searchsorted(ends.max(axis=1), np.arange(1, num_rows + 1)).tolist()
 
-    # Cost and begin in one number: the least one tells both, and of equal costs the longest microbatch is taken.
+    # One integer has the cost in its high bits and the begin in its low bits. So one minimum finds both, and of equal
+    # costs it takes the longest microbatch.
     scale = 1 << num_rows.bit_length()
     scaled = lengths * scale
-    grown = np.empty_like(lengths)  # [j]: the cheapest cut of the rows before j, and a microbatch from j to row i
-    begin_of = np.empty_like(lengths)  # [i]: of the last microbatch in the cheapest cut of the rows up to i
+    grown = np.empty_like(lengths)  # [j]: cost of the cheapest cut of the rows before j, plus a microbatch from j to i
+    begin_of = np.empty_like(lengths)  # [i]: begin of the last microbatch in the cheapest cut of the rows up to i
     cheapest = np.zeros(num_batches, dtype=np.int64)
     for row in range(num_rows):
         grown[row] = cheapest + (overhead * (1 if row % row_step == 0 else 2) * scale + row)
@@ -161,7 +168,7 @@ def _cut_cheapest(
 
 
 def _trace_back(begin_of: np.ndarray, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From the last microbatch of each batch to its first."""
+    """Return begins and stops `[M, S]`, from the last microbatch of each batch to its first."""
     batches = np.arange(len(num_rows))
     begins, stops = [], [num_rows]
     while stops[-1].any():
@@ -171,14 +178,14 @@ def _trace_back(begin_of: np.ndarray, num_rows: np.ndarray) -> tuple[np.ndarray,
 
 
 def _cut_evenly(lengths: np.ndarray, limits: Limits, group_ends: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and stops `[M, S]`: of some cuts into ever smaller microbatches the one whose busiest process does least.
+    """Try cuts with decreasing microbatch sizes; return begins and stops `[M, S]` of the one with the best balance.
 
-    No process is idle while there are rows for it.
+    The best balance has the least work on the busiest process. If a batch has enough rows, no process is idle.
     """
     num_rows, num_batches = (lengths > 0).sum(axis=0), lengths.shape[1]
     even_part = lengths.sum(axis=0) / limits.num_processes
     no_limit = np.full(num_batches, _NEVER)
-    # All are tried at once, side by side. The last one surely has a microbatch for every process.
+    # All cuts are computed at once, side by side. The last one always has a microbatch for every process.
     most_tokens = np.concatenate([*((even_part * part).astype(np.int64) for part in _PARTS), no_limit])
     most_rows = np.concatenate([*[no_limit] * len(_PARTS), np.maximum(num_rows // limits.num_processes, 1)])
     lengths, num_rows = np.tile(lengths, len(_PARTS) + 1), np.tile(num_rows, len(_PARTS) + 1)
@@ -197,9 +204,9 @@ def _cut_evenly(lengths: np.ndarray, limits: Limits, group_ends: np.ndarray | No
 
 
 def _cut_equally(widths: np.ndarray, limits: Limits, group_ends: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and stops `[M, S]` of the cut into as few microbatches as the limits allow, the same number a process.
+    """Cut into as few microbatches as the limits allow, the same number per process; return begins and stops `[M, S]`.
 
-    Of these cuts it is one whose dearest microbatch costs least, nearly.
+    Of these cuts, the most expensive microbatch of the returned one is nearly the cheapest possible.
     """
     num_rows = (widths > 0).sum(axis=0).tolist()
     ends = [
@@ -210,47 +217,47 @@ def _cut_equally(widths: np.ndarray, limits: Limits, group_ends: np.ndarray | No
     ]
     stops = np.zeros((max(map(len, ends)), len(ends)), dtype=np.int64)
     begins = np.zeros_like(stops)
-    for batch, of_batch in enumerate(ends):
-        stops[: len(of_batch), batch] = of_batch
-        begins[: len(of_batch), batch] = [0, *of_batch[:-1]]
+    for batch, batch_ends in enumerate(ends):
+        stops[: len(batch_ends), batch] = batch_ends
+        begins[: len(batch_ends), batch] = [0, *batch_ends[:-1]]
     return begins, stops
 
 
 def _cut_batch_equally(widths: Sequence[int], limits: Limits, group_ends: Sequence[int] | None) -> list[int]:
-    """Where the microbatches of one batch end; see `_cut_equally`. widths: of its rows, descending in each group."""
+    """Return the ends of the microbatches of one batch; see `_cut_equally`. `widths` descend in each group."""
     num_rows = len(widths)
     most_rows = limits.per_device or num_rows
 
-    def fill(most_tokens: int) -> list[int]:
+    def fill(budget: int) -> list[int]:
         ends, begin = [], 0
         while begin < num_rows:
-            end = begin + max(min(most_tokens // widths[begin], most_rows), 1)
+            end = begin + max(min(budget // widths[begin], most_rows), 1)
             begin = min(end, num_rows if group_ends is None else group_ends[begin])
             ends.append(begin)
         return ends
 
-    most = min(limits.max_tokens or _NEVER, max(widths) * num_rows)
-    ends = fill(most)
-    wanted = min(-(-len(ends) // limits.num_processes) * limits.num_processes, num_rows)
-    least = sum(widths) // wanted
-    while most - least > least // _EXACTNESS + 1:  # the fewer tokens a microbatch may have, the more there are
-        middle = (least + most) // 2
+    most_tokens = min(limits.max_tokens or _NEVER, max(widths) * num_rows)
+    ends = fill(most_tokens)
+    num_microbatches = min(-(-len(ends) // limits.num_processes) * limits.num_processes, num_rows)
+    least = sum(widths) // num_microbatches
+    while most_tokens - least > least // _EXACTNESS + 1:  # fewer tokens per microbatch means more microbatches
+        middle = (least + most_tokens) // 2
         filled = fill(middle)
-        if len(filled) <= wanted:
-            ends, most = filled, middle
+        if len(filled) <= num_microbatches:
+            ends, most_tokens = filled, middle
         else:
             least = middle
-    return _halve_dearest_until(wanted, ends, widths)
+    return _halve_dearest_until(num_microbatches, ends, widths)
 
 
-def _halve_dearest_until(wanted: int, ends: list[int], widths: Sequence[int]) -> list[int]:
-    """The ends of as many microbatches as are wanted, made by cutting the dearest one in two again and again."""
+def _halve_dearest_until(num_microbatches: int, ends: list[int], widths: Sequence[int]) -> list[int]:
+    """Cut the most expensive microbatch in two until there are `num_microbatches`; return the ends of all."""
     begins = [0, *ends[:-1]]
     heap = [(-widths[begin] * (end - begin), begin, end) for begin, end in zip(begins, ends, strict=True)]
-    heap = [one for one in heap if one[2] - one[1] > 1]
+    heap = [item for item in heap if item[2] - item[1] > 1]
     heapq.heapify(heap)
     ends = list(ends)
-    while len(ends) < wanted:
+    while len(ends) < num_microbatches:
         _, begin, end = heapq.heappop(heap)
         middle = (begin + end) // 2
         ends.append(middle)
@@ -261,30 +268,32 @@ def _halve_dearest_until(wanted: int, ends: list[int], widths: Sequence[int]) ->
 
 
 def _pack(lengths: np.ndarray, limits: Limits) -> np.ndarray:
-    """The microbatch of every row, `[B, S]`: rows stand in it one after the other, and none is padded.
+    """Return the microbatch of each row, `[B, S]`; the rows of a microbatch are concatenated without padding.
 
-    As few microbatches as the limits allow, in a multiple of the processes where there are rows for it, and even.
-    lengths: `[B, S]`, descending, then 0; the rows that are not there get a microbatch after all others.
+    There are as few microbatches as the limits allow, of similar size. Their number is a multiple of the number of
+    processes if there are enough rows. `lengths` are `[B, S]`, descending, then 0; a position without a row gets B.
     """
     num_rows, num_tokens = (lengths > 0).sum(axis=0), lengths.sum(axis=0)
     budget, most_rows = limits.max_tokens or _NEVER, limits.per_device or len(lengths)
     fewest = np.maximum(-(-num_tokens // budget), -(-num_rows // most_rows))
-    wanted = np.minimum(-(-fewest // limits.num_processes) * limits.num_processes, num_rows)
+    num_microbatches = np.minimum(-(-fewest // limits.num_processes) * limits.num_processes, num_rows)
     while True:
-        bins, load = deal(lengths, wanted, most_items=most_rows)
-        # Row m was the first of microbatch m, and a single row is never too much.
+        bins, load = deal(lengths, num_microbatches, most_items=most_rows)
+        # Row m is the first of microbatch m, and one row is always allowed.
         overfull = (load > np.maximum(lengths[: len(load)], budget)).any(axis=0)
         if not overfull.any():
             return np.where(lengths > 0, bins, len(lengths))
-        wanted = np.where(overfull, np.minimum(wanted + limits.num_processes, num_rows), wanted)
+        num_microbatches = np.where(
+            overfull, np.minimum(num_microbatches + limits.num_processes, num_rows), num_microbatches
+        )
 
 
 def _find_runs(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and stops `[M, S]` of the runs of 0, 1, ... in ascending `bins`, `[B, S]`; B is no run."""
+    """Return begins and stops `[M, S]` of the runs of 0, 1, ... in ascending `bins`, `[B, S]`. B marks no row."""
     num_batches = bins.shape[1]
     num_runs = bins.max(where=bins < len(bins), initial=0) + 1
-    of_batch = bins * num_batches + np.arange(num_batches)
-    sizes = np.bincount(of_batch[bins < len(bins)], minlength=num_runs * num_batches).reshape(num_runs, num_batches)
+    flat = bins * num_batches + np.arange(num_batches)
+    sizes = np.bincount(flat[bins < len(bins)], minlength=num_runs * num_batches).reshape(num_runs, num_batches)
     stops = sizes.cumsum(axis=0)
     return stops - sizes, stops
 
@@ -292,10 +301,15 @@ def _find_runs(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def deal(
     costs: np.ndarray, num_shares: int | np.ndarray, *, most_items: int | np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give every item, dearest first, to the share with the least work so far: its number `[M, S]`, the work `[K, S]`.
+    """Give every item, in order of cost, to the share with the least work so far.
 
-    costs: `[M, S]`, descending. num_shares: K, or as many as each batch has, `[S]`. most_items: of one share,
-    in all batches or in each, `[S]`. Who gets an item that costs 0 means nothing.
+    Args:
+        costs: `[M, S]`, descending. The share of an item that costs 0 is arbitrary.
+        num_shares: K, or the number of each batch, `[S]`.
+        most_items: Most items of one share, for all batches or for each, `[S]`.
+
+    Returns:
+        The share of each item, `[M, S]`, and the work of each share, `[K, S]`.
     """
     num_items, num_batches = costs.shape
     if np.max(num_shares) > _SHARES_A_BATCH * num_batches:
@@ -318,14 +332,14 @@ def deal(
 def _deal_one_by_one(
     costs: np.ndarray, num_shares: int | np.ndarray, *, most_items: int | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `deal`, batch by batch: quicker where there are many shares and few batches."""
+    """Do the same as `deal`, batch by batch. This is faster for many shares and few batches."""
     num_batches = costs.shape[1]
     owners = np.zeros_like(costs)
     work = np.zeros((int(np.max(num_shares)), num_batches), dtype=np.int64)
     counts = np.broadcast_to(num_shares, num_batches).tolist()
     limits = np.broadcast_to(len(costs) if most_items is None else most_items, num_batches).tolist()
     for batch, (count, limit) in enumerate(zip(counts, limits, strict=True)):
-        shares = [(0, share, 0) for share in range(count)]  # their work, number and items; the least one first
+        shares = [(0, share, 0) for share in range(count)]  # work, number and items of each; a heap
         dealt, done_by = list[int](), [0] * count
         for cost in costs[: np.count_nonzero(costs[:, batch]), batch].tolist():
             done, share, items = shares[0]
@@ -340,7 +354,7 @@ def _deal_one_by_one(
 
 
 def _count_tokens(lengths: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Tokens of each microbatch without padding, `[M, S]`."""
+    """Return the tokens of each microbatch without padding, `[M, S]`."""
     before = np.zeros((len(lengths) + 1, lengths.shape[1]), dtype=np.int64)
     lengths.cumsum(axis=0, out=before[1:])
     tokens: np.ndarray = np.take_along_axis(before, stops, axis=0) - np.take_along_axis(before, begins, axis=0)
@@ -348,18 +362,18 @@ def _count_tokens(lengths: np.ndarray, begins: np.ndarray, stops: np.ndarray) ->
 
 
 def _count_padded_tokens(widths: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Tokens of each microbatch with padding, `[M, S]`: all its rows are as wide as the first."""
+    """Return the tokens of each microbatch with padding, `[M, S]`: all its rows are as wide as the first."""
     first: np.ndarray = np.take_along_axis(widths, np.minimum(begins, len(widths) - 1), axis=0)
     return first * (stops - begins)
 
 
 def _add_overhead(padded_tokens: np.ndarray, lengths: np.ndarray, limits: Limits) -> np.ndarray:
-    """The cost of each microbatch, `[M, S]`; 0 where there is none."""
+    """Return the cost of each microbatch, `[M, S]`; 0 for an empty one."""
     return padded_tokens + np.where(padded_tokens > 0, _overhead(lengths, limits), 0)
 
 
 def _overhead(lengths: np.ndarray, limits: Limits) -> int:
-    """What one more microbatch costs, in tokens; where that is not limited, more than any padding."""
+    """Return the fixed cost of a microbatch, in tokens. Without `microbatch_tokens` it exceeds any padding."""
     if limits.microbatch_tokens is not None:
         return limits.microbatch_tokens
     return int(lengths.max()) * len(lengths)

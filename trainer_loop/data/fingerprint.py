@@ -1,4 +1,4 @@
-"""Hashes of content: what a cache is keyed by."""
+"""Hashes of content, used as cache keys."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ import pyarrow as pa
 from trainer_loop.errors import UserError, in_one_line
 
 _READ_BYTES = 1 << 20
-_HASHED_ROWS = 10_000  # at a time
+_HASHED_ROWS = 10_000  # rows that are hashed at a time
 
 
 def digest(*parts: bytes) -> str:
-    """One hash of several byte strings; where one ends and the next begins matters."""
+    """Return one hash of several byte strings. It depends on where each string ends."""
     return _digest((len(part), [part]) for part in parts)
 
 
 def digest_joined(pieces: Iterable[bytes], num_bytes: int, *parts: bytes) -> str:
-    """As `digest` of the pieces, joined to so many bytes, and of the parts; the pieces are not held together."""
+    """Return `digest` of the joined pieces (`num_bytes` in total) and the parts, without joining them in memory."""
     return _digest([(num_bytes, pieces), *((len(part), [part]) for part in parts)])
 
 
@@ -33,7 +33,7 @@ def _digest(parts: Iterable[tuple[int, Iterable[bytes]]]) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """A hash of the bytes of a file, read piece by piece."""
+    """Return a hash of the bytes of a file, which is read in chunks."""
     hasher = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while chunk := file.read(_READ_BYTES):
@@ -42,7 +42,7 @@ def digest_file(path: Path) -> str:
 
 
 def digest_rows(rows: datasets.Dataset) -> str:
-    """A hash of the content of a data set, and of its types."""
+    """Return a hash of the content of a data set and of its types."""
     batches = rows.with_format("arrow").iter(batch_size=_HASHED_ROWS)
     return digest(str(rows.features).encode(), *(_serialise(batch) for batch in batches))
 
@@ -55,10 +55,10 @@ def _serialise(table: pa.Table) -> bytes:
 
 
 def check_unchanged(path: str, content: str) -> None:
-    """Raises UserError where the bytes of a file no longer have this hash."""
+    """Raise UserError if the bytes of a file do not have the hash `content`."""
     try:
-        changed = digest_file(Path(path)) != content
+        is_changed = digest_file(Path(path)) != content
     except OSError as error:
         raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
-    if changed:
+    if is_changed:
         raise UserError(f"{path} was changed while it was read; start again when it is complete")

@@ -1,4 +1,4 @@
-"""Histograms of whole numbers, such as the tokens of rows."""
+"""Histograms of integers, such as the tokens of rows."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def choose_whole_edges(values: np.ndarray, *, at_most: int) -> np.ndarray:
-    """Edges of the bars of a histogram of whole numbers, each as wide, and of as many numbers, as the others.
+    """Return the edges of a histogram of integers whose bars all have the same integer width.
 
     >>> choose_whole_edges(np.array([3, 9]), at_most=4)
     array([ 3,  5,  7,  9, 11])

@@ -1,4 +1,4 @@
-"""The rows of a split that no hub has: of files, folders, queries, functions of the user's own, and rows in memory."""
+"""Read splits that are not on the hub: files, folders, queries, functions that return rows, and in-memory rows."""
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping
@@ -25,18 +25,19 @@ from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.wording import enumerate_names
 from trainer_loop.errors import UserError, under
 
-_FILE, _PREDICT = "file", "predict"  # the key of the command, and the split that it reads of a `DatasetDict`
+_FILE, _PREDICT = "file", "predict"  # the key of the predict command, and the split that it reads of a `DatasetDict`
 
 
 def read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions) -> Split:
-    """The rows of files, of a query or of a dotted path, or rows that were given. Raises UserError.
+    """Read the rows of files, of a query or of a dotted path, or take in-memory rows. Raises UserError.
 
-    functions: what is done to each row, with all its columns, before.
+    Args:
+        functions: `data.filter` and `data.map`, applied to each row with all its columns.
     """
     columns = section.columns_of(split)
-    key, wanted = f"data.{split}", None if functions else columns  # functions are given all columns
+    key, columns_to_read = f"data.{split}", None if functions else columns  # functions need all columns
     if isinstance(spec, Split):
-        return functions.over_split(given_split(spec, name=split, columns=wanted), columns=columns)
+        return functions.over_split(given_split(spec, name=split, columns=columns_to_read), columns=columns)
     if not is_query(spec):
         check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
@@ -48,26 +49,27 @@ def read_local(spec: Any, split: str, section: DataSection, functions: RowFuncti
         )
     place = f"{key}={spec}"
     returned = call_rows_function(spec, split=split, seed=section.seed)
-    read = _as_split(returned, place=place, dotted=spec, wanted=None if wanted is None else wanted.stored)
-    if not len(read.rows):
+    stored = None if columns_to_read is None else columns_to_read.stored
+    rows = _as_split(returned, place=place, dotted=spec, columns=stored)
+    if not len(rows.rows):
         raise UserError(f"{place} returned no rows")
-    return functions.over_split(_name_rows(read, split, place=spec, columns=wanted), columns=columns)
+    return functions.over_split(_name_rows(rows, split, place=spec, columns=columns_to_read), columns=columns)
 
 
 def read_source(
     spec: Any, *, split: str, columns: Columns | None, text_format: TextFormat, functions: RowFunctions = NO_FUNCTIONS
 ) -> Split:
-    """The rows of a query, of files, of folders that `save_to_disk` wrote, or of a folder of images. Raises UserError.
+    """Read a query, files, folders that `save_to_disk` wrote, or a folder of images. Raises UserError.
 
-    columns, functions: see `read_files`.
+    See `read_files` for `columns` and `functions`.
     """
     key = f"data.{split}"
     if is_query(spec):
-        wanted = None if functions else columns
+        columns_to_read = None if functions else columns
         with under(f"{key}: "):
-            read = read_query(**spec, columns=None if wanted is None else wanted.stored)
-        read = _name_rows(read, split, place=name_database(spec["connection"]), columns=wanted)
-        return functions.over_split(read, columns=columns)
+            rows = read_query(**spec, columns=None if columns_to_read is None else columns_to_read.stored)
+        rows = _name_rows(rows, split, place=name_database(spec["connection"]), columns=columns_to_read)
+        return functions.over_split(rows, columns=columns)
     specs = _as_list(spec)
     with under(f"{key}={specs[0]}: "):
         images = read_image_folder(specs[0], split=split) if len(specs) == 1 and is_image_folder(specs[0]) else None
@@ -78,34 +80,40 @@ def read_source(
 
 
 def check_spec(spec: Any, *, key: str) -> list[str]:
-    """The files, globs or names that a spec consists of."""
+    """Return the files, globs or names in a spec. Raises UserError if it is empty or has other values."""
     specs = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
-    if not specs or not all(isinstance(one, str) and one for one in specs):
+    if not specs or not all(isinstance(item, str) and item for item in specs):
         raise UserError(f"{key}={spec!r}: it must be a text, or a list of files and globs that is not empty")
     return specs
 
 
 def given_split(given: Split, *, name: str, columns: Columns | None) -> Split:
-    """Rows that were made in Python. columns: None for all. Raises UserError where there is none."""
+    """Return in-memory rows as the split `name`. Raises UserError if there are none.
+
+    Args:
+        columns: The columns that are read; None: all.
+    """
     if not len(given.rows):
         raise UserError(f"data.{name}: no rows were given")
     return _name_rows(given, name, place=name, columns=columns)
 
 
-def _name_rows(read: Split, name: str, *, place: str, columns: Columns | None) -> Split:
-    """Rows that no file holds as a split; the fingerprint is of what is in the columns that are read."""
-    split = replace(read, name=name, origins=Origins.of(f"{place} row", len(read.rows)))
+def _name_rows(rows: Split, name: str, *, place: str, columns: Columns | None) -> Split:
+    """Set name, origins and fingerprint of rows that are not in a file. The fingerprint is of the columns read."""
+    split = replace(rows, name=name, origins=Origins.of(f"{place} row", len(rows.rows)))
     split = split if columns is None else with_plain_columns(split, columns)
     return replace(split, fingerprint=digest_rows(split.rows))
 
 
 def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
-    """What the user's function at a dotted path returns, as it is. Raises UserError where there is none."""
-    found: Any = locate(spec, place=f"data.{split}")
+    """Call the user's function at a dotted path; return its result. Raises UserError if there is no such function."""
+    function: Any = locate(spec, place=f"data.{split}")
     place = f"data.{split}={spec}"
-    if not callable(found):
-        raise UserError(f"{place} is no function but a {type(found).__name__}; it must be a function that returns rows")
-    parameters = inspect.signature(found).parameters.values()
+    if not callable(function):
+        raise UserError(
+            f"{place} is no function but a {type(function).__name__}; it must be a function that returns rows"
+        )
+    parameters = inspect.signature(function).parameters.values()
     required = [
         parameter.name
         for parameter in parameters
@@ -116,12 +124,12 @@ def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
     if required:
         raise UserError(f"{place} needs {', '.join(required)}; it may have no required parameter but seed")
     takes_seed = any(parameter.name == "seed" for parameter in parameters)
-    return found(seed=seed) if takes_seed else found()
+    return function(seed=seed) if takes_seed else function()
 
 
-def _as_split(returned: Any, *, place: str, dotted: str, wanted: Collection[str] | None) -> Split:
+def _as_split(returned: Any, *, place: str, dotted: str, columns: Collection[str] | None) -> Split:
     if isinstance(returned, datasets.Dataset) or hasattr(returned, "__arrow_c_stream__"):
-        return as_dataset(returned, place=place, columns=wanted)
+        return as_dataset(returned, place=place, columns=columns)
     is_rows = isinstance(returned, Iterable) and not isinstance(
         returned, (str, bytes, Mapping, datasets.IterableDataset)
     )
@@ -133,26 +141,26 @@ def _as_split(returned: Any, *, place: str, dotted: str, wanted: Collection[str]
     if not rows:
         raise UserError(f"{place} returned no rows")
     with under(f"{place}: "):
-        return read_dicts(rows, place=dotted, columns=wanted)
+        return read_dicts(rows, place=dotted, columns=columns)
 
 
 def find_whole(spec: Any) -> list[str]:
-    """The files that a spec stands for; none for a query and for images. Raises UserError where there is none."""
+    """Return the files of a spec; empty for a query and for images. Raises UserError if no file is found."""
     if is_query(spec) or _names_images(spec):
         return []
     return find_files(_as_list(spec), key=_FILE, split=_PREDICT)
 
 
 def read_whole_rows(spec: Any, files: list[str], *, columns: Columns, text_format: TextFormat) -> WholeTable:
-    """The rows of files, of a query, or of images.
+    """Read the rows of files, of a query, or of images.
 
-    Images are rows of their path and, in folders in a folder, of the name of the folder as their label.
+    A row of an image has its path. If the images are in folders, the name of the folder is the label.
 
     Args:
         spec: Files and globs, folders that `save_to_disk` wrote, a folder of images, images, or a query of a database.
-        files: From `find_whole`.
-        columns: Those that a model reads; rows of images have these names.
-        text_format: How text files are written.
+        files: The result of `find_whole`.
+        columns: The columns that the model reads. Rows of images get these names.
+        text_format: The format of text files.
 
     Raises:
         UserError: The rows cannot be read.
@@ -166,13 +174,13 @@ def read_whole_rows(spec: Any, files: list[str], *, columns: Columns, text_forma
     images = columns.of_kind("image")
     with under(f"{_FILE}={specs[0]}: "):
         if not images:
-            told = f"it names images, and this model reads {enumerate_names(columns.without_targets().all)}"
-            raise UserError(f"{told}; give a file of rows")
-        read = read_images(specs, split=_PREDICT)
-    new = {"image": images[0], **({} if columns.label is None else {"label": columns.label})}
-    table = _as_table(read)
-    named = {new[name]: column for name, column in table.columns.items() if name in new}
-    return WholeTable(named, list(named), table.origins, has_fields=False)
+            message = f"it names images, and this model reads {enumerate_names(columns.without_targets().all)}"
+            raise UserError(f"{message}; give a file of rows")
+        rows = read_images(specs, split=_PREDICT)
+    new_names = {"image": images[0], **({} if columns.label is None else {"label": columns.label})}
+    table = _as_table(rows)
+    renamed = {new_names[name]: column for name, column in table.columns.items() if name in new_names}
+    return WholeTable(renamed, list(renamed), table.origins, has_fields=False)
 
 
 def _names_images(spec: Any) -> bool:

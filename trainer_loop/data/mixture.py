@@ -13,23 +13,20 @@ from trainer_loop.runtime.randomness import permute
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """How an epoch is drawn from rows of several sources; it has as many rows as there are.
+    """Draws an epoch of N rows from the N rows of several sources, by weights.
 
-    A source is gone through again and again, in a new order each time, by its share of each epoch. So within a source
-    no row is drawn twice more often than another.
-
-    names: of the sources. weights: of the sources, in any unit. sources: `[N]` number of the source of each row.
-    title: what the sources together are called.
+    Each source is an endless sequence of passes over its rows, each pass in a new order. An epoch takes the next rows
+    of each sequence. So, from the start of the run, the draws of two rows of a source differ by at most one.
     """
 
-    names: Sequence[str]
-    weights: Sequence[float]
-    sources: Indices
-    title: str = "mixture"
+    names: Sequence[str]  # of the sources
+    weights: Sequence[float]  # of the sources, in any unit
+    sources: Indices  # [N] number of the source of each row
+    title: str = "mixture"  # the name of the mixture in messages
 
     @property
     def counts(self) -> list[int]:
-        """Rows of each source in an epoch."""
+        """Draws from each source in an epoch."""
         exact = np.array(self.weights, dtype=np.float64) / sum(self.weights) * len(self.sources)
         counts = np.floor(exact).astype(np.int64)
         by_remainder = np.argsort(counts - exact, kind="stable")
@@ -37,14 +34,14 @@ class Mixture:
         return counts.tolist()  # type: ignore[no-any-return]
 
     def draw(self, *, seed: int, epoch: int) -> Order:
-        """`[N]` the rows of an epoch, in their order."""
+        """Return the rows of an epoch in their order, `[N]`."""
         if len(self.sources) > MANY_ROWS:
-            return _Drawn(self, seed, epoch)
-        drawn = [
-            _go_through(np.flatnonzero(self.sources == number), epoch * count, count, seed, self.names[number])
+            return _LazyEpoch(self, seed, epoch)
+        rows = [
+            _take_rows(np.flatnonzero(self.sources == number), epoch * count, count, seed, self.names[number])
             for number, count in enumerate(self.counts)
         ]
-        return np.concatenate(drawn)[permute(len(self.sources), seed, "order", epoch)]
+        return np.concatenate(rows)[permute(len(self.sources), seed, "order", epoch)]
 
     @functools.cached_property
     def rows_by_source(self) -> list[Indices]:
@@ -53,49 +50,49 @@ class Mixture:
         return np.split(np.argsort(self.sources, kind="stable"), np.cumsum(sizes)[:-1])
 
     def count_draws(self, source: int) -> float:
-        """How often each row of a source is drawn in an epoch, on average."""
+        """Return how often each row of a source is drawn in an epoch, on average."""
         return self.counts[source] / int((self.sources == source).sum())
 
     def describe(self) -> str:
-        """A line for a person."""
+        """Return a one-line summary of the shares."""
         parts = []
         for number, (name, count) in enumerate(zip(self.names, self.counts, strict=True)):
-            there = int((self.sources == number).sum())
+            num_rows = int((self.sources == number).sum())
             share, times = count / len(self.sources), self.count_draws(number)
-            parts.append(f"{name} {share:.1%} = {count:,} rows an epoch of {there:,} (each {times:.2f} times)")
+            parts.append(f"{name} {share:.1%} = {count:,} rows an epoch of {num_rows:,} (each {times:.2f} times)")
         return f"{self.title}: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """The rows of an epoch of a mixture, each found when it is asked for."""
+class _LazyEpoch:
+    """The rows of an epoch of a mixture, computed on request."""
 
     mixture: Mixture
     seed: int
     epoch: int
 
     def __getitem__(self, places: slice) -> Indices:
-        drawn = Permutation(len(self.mixture.sources), self.seed, "order", self.epoch)[places]
+        draws = Permutation(len(self.mixture.sources), self.seed, "order", self.epoch)[places]
         counts = self.mixture.counts
         ends = np.cumsum(counts)
-        rows = np.empty_like(drawn)
+        rows = np.empty_like(draws)
         for number, (count, end) in enumerate(zip(counts, ends.tolist(), strict=True)):
-            mine = (end - count <= drawn) & (drawn < end)
-            rows[mine] = self._find(number, self.epoch * count + drawn[mine] - (end - count))
+            mine = (end - count <= draws) & (draws < end)
+            rows[mine] = self._find(number, self.epoch * count + draws[mine] - (end - count))
         return rows
 
     def _find(self, source: int, places: Indices) -> Indices:
-        """The rows at these places of an endless sequence of shuffled passes over the rows of a source."""
-        name, of_source = self.mixture.names[source], self.mixture.rows_by_source[source]
-        passes, places = np.divmod(places, len(of_source))
+        """Return the rows at these positions of the endless sequence of shuffled passes over a source."""
+        name, rows = self.mixture.names[source], self.mixture.rows_by_source[source]
+        passes, places = np.divmod(places, len(rows))
         for number in np.unique(passes).tolist():
             mine = passes == number
-            places[mine] = Permutation(len(of_source), self.seed, "mixture", name, number)[places[mine]]
-        return of_source[places]
+            places[mine] = Permutation(len(rows), self.seed, "mixture", name, number)[places[mine]]
+        return rows[places]
 
 
-def _go_through(rows: Indices, start: int, count: int, seed: int, name: str) -> Indices:
-    """`[count]` of the rows, from the place `start` on of an endless sequence of shuffled passes over them."""
+def _take_rows(rows: Indices, start: int, count: int, seed: int, name: str) -> Indices:
+    """Return rows `start` to `start + count` of the endless sequence of shuffled passes over `rows`, `[count]`."""
     parts, place = [np.empty(0, dtype=np.int64)], start
     while place < start + count:
         number, begin = divmod(place, len(rows))

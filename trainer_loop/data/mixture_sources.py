@@ -1,4 +1,4 @@
-"""The sources of a mixture: their rows joined to one split, their columns, and messages that name them."""
+"""The sources of a mixture: join their rows to one split, bind their columns, and name them in messages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,32 +20,32 @@ from trainer_loop.errors import UserError, refuse
 
 @dataclass(frozen=True)
 class Source:
-    """A source of a mixture.
-
-    weight: its share of the rows, in any unit. loss_weight: the factor of the loss of its rows. columns: those that are
-    read of a row, by the source's names. split: all of its rows; of a stream the first ones. stream: if it is streamed.
-    """
+    """A source of a mixture."""
 
     name: str
-    weight: float
-    loss_weight: float
-    columns: Columns
-    split: Split
-    stream: ShardedSplit | None = None
+    weight: float  # its share of the rows, in any unit
+    loss_weight: float  # the factor of the loss of its rows
+    columns: Columns  # with the column names of this source
+    split: Split  # all of its rows; of a stream the first ones
+    stream: ShardedSplit | None = None  # None if it is not streamed
 
 
 def join_sources(sources: Sequence[Source], into: Columns) -> Split:
-    """The training rows of all sources as one split, which knows of each row its source.
+    """Join the training rows of all sources to one split, whose origins have the source of each row.
 
-    into: the columns, by the names that they get. Raises UserError where columns are of unlike types.
+    Args:
+        into: The columns with the names that they get in the split.
+
+    Raises:
+        UserError: A column has different types in two sources.
     """
     tables: dict[str, datasets.Dataset] = {}
     for source in sources:
         own_names = source.columns.names
-        renamed = {own_names[own]: other for own, other in into.names.items() if own in own_names}
-        rows = source.split.rows.select_columns([one for one in renamed if one in source.split.rows.column_names])
-        moved = {one: other for one, other in renamed.items() if one != other and one in rows.column_names}
-        tables[source.name] = rows.rename_columns(moved) if moved else rows
+        renamed = {own_names[role]: new for role, new in into.names.items() if role in own_names}
+        rows = source.split.rows.select_columns([name for name in renamed if name in source.split.rows.column_names])
+        changes = {old: new for old, new in renamed.items() if old != new and old in rows.column_names}
+        tables[source.name] = rows.rename_columns(changes) if changes else rows
     tables = _weigh_equally(tables, into)
     first, *others = tables
     for name in others:
@@ -61,7 +61,7 @@ def join_sources(sources: Sequence[Source], into: Columns) -> Split:
 
 
 def _weigh_equally(tables: Mapping[str, datasets.Dataset], into: Columns) -> dict[str, datasets.Dataset]:
-    """Rows of sources without the column of `data.weight`, with a weight of 1."""
+    """Add a weight of 1 to the rows of sources without the column of `data.weight`."""
     weight = into.names.get(WEIGHT)
     types = [rows.features[weight] for rows in tables.values() if weight in rows.column_names]
     feature = types[0] if types else datasets.Value("float64")
@@ -73,18 +73,18 @@ def _weigh_equally(tables: Mapping[str, datasets.Dataset], into: Columns) -> dic
     }
 
 
-def _cast(rows: datasets.Dataset, wanted: datasets.Features, *, name: str, first: str) -> datasets.Dataset:
-    """The rows with the types of the first source."""
-    assert set(wanted) <= set(rows.column_names), "a source that lacks a column is refused when it is read"
-    unlike = [column for column in wanted if _find_kind(rows.features[column]) != _find_kind(wanted[column])]
+def _cast(rows: datasets.Dataset, features: datasets.Features, *, name: str, first: str) -> datasets.Dataset:
+    """Cast the rows of the source `name` to the types of the first source."""
+    assert set(features) <= set(rows.column_names), "a source that lacks a column is refused when it is read"
+    unlike = [column for column in features if _find_kind(rows.features[column]) != _find_kind(features[column])]
     if unlike:
-        kinds = (f"{column!r} is {rows.features[column]} in {name}, {wanted[column]} in {first}" for column in unlike)
+        kinds = (f"{column!r} is {rows.features[column]} in {name}, {features[column]} in {first}" for column in unlike)
         raise UserError(f"data.mixture: columns of unlike types: {'; '.join(kinds)}; write them alike")
-    return rows.select_columns(list(wanted)).cast(wanted)
+    return rows.select_columns(list(features)).cast(features)
 
 
 def _find_kind(feature: Any) -> str:
-    """What a type is for; those of one kind differ in their width."""
+    """Return the kind of a type, such as `int`. Types of one kind differ only in their width."""
     if not isinstance(feature, datasets.Value):
         return repr(feature)
     dtype = str(feature.dtype)
@@ -92,28 +92,31 @@ def _find_kind(feature: Any) -> str:
 
 
 def bind_own_columns(names: Mapping[str, Any], columns: Columns) -> Columns:
-    """The user's columns of a source. names: its `columns`. Raises UserError.
+    """Return the columns of a source with the names in its section `columns`.
 
-    null stands for the task's own name; for `data.weight`, it says that the rows have no weights.
+    null stands for the role as the name; for `data.weight` it means that the rows have no weights.
+
+    Raises:
+        UserError: A name is not a column of the task, or is null although all sources must have the column.
     """
     if unknown := sorted(names.keys() - columns.names.keys()):
         raise UserError(
             f"columns: {enumerate_some(unknown)}: none of the columns that are read ({', '.join(columns.names)}); all "
             "sources have the same ones: a map of its own can make them"
         )
-    nulls = {own for own, name in names.items() if name is None}
-    optional = [own for own, column in columns.declared.items() if column.optional]
+    nulls = {role for role, name in names.items() if name is None}
+    optional = [role for role, column in columns.declared.items() if column.optional]
     has_own_weight = list(columns.names.values()).count(columns.names.get(WEIGHT, "")) == 1
-    needed = sorted(nulls & {GROUP, *optional, *([] if has_own_weight else [WEIGHT])})
-    refuse([f"columns: {own}: null: all sources have this column; a map of its own can make it" for own in needed])
-    given = {**columns.given, **{own: own if name is None else name for own, name in names.items()}}
+    required = sorted(nulls & {GROUP, *optional, *([] if has_own_weight else [WEIGHT])})
+    refuse([f"columns: {role}: null: all sources have this column; a map of its own can make it" for role in required])
+    own_names = {**columns.given, **{role: role if name is None else name for role, name in names.items()}}
     if WEIGHT in nulls:
-        del given[WEIGHT]
-    return Columns.of(columns.declared, given)
+        del own_names[WEIGHT]
+    return Columns.of(columns.declared, own_names)
 
 
 def name_own_functions(line: str, entry: Mapping[str, Any]) -> str:
-    """A line about a source that has a filter or map of its own, by which name they stand there."""
+    """Replace `data.filter` and `data.map` in a message by the keys of the source that has its own functions."""
     for key in ("filter", "map"):
         line = line.replace(f"data.{key}", key) if key in entry else line
     return line
@@ -121,7 +124,7 @@ def name_own_functions(line: str, entry: Mapping[str, Any]) -> str:
 
 @contextmanager
 def naming_source(name: str) -> Iterator[None]:
-    """Let the problems of a `UserError` that the block raises name this source, whose rows they call data.train."""
+    """Add the name of the source to the problems of a `UserError` that the block raises."""
     try:
         yield
     except UserError as error:
@@ -129,7 +132,7 @@ def naming_source(name: str) -> Iterator[None]:
 
 
 def name_source(line: str, name: str) -> str:
-    """A line about the training rows as one about those of a source.
+    """Change a message about `data.train` to one about the training rows of a source.
 
     >>> name_source("data.train: 3 rows", "talk"), name_source("a.csv has no rows", "talk")
     ('data.mixture: talk: train: 3 rows', 'data.mixture: talk: a.csv has no rows')

@@ -1,4 +1,4 @@
-"""Shuffles of more rows than an array should hold: any place of the order is computed when it is asked for."""
+"""Shuffles of more rows than an array should hold: each position of the order is computed on request."""
 
 from typing import Protocol
 
@@ -7,28 +7,29 @@ import numpy as np
 from trainer_loop.data.origins import Indices
 from trainer_loop.runtime.randomness import derive_seed, permute
 
-MANY_ROWS = 10**8  # above which no array has a number for each row of an epoch: 0.8 GB, and seconds to shuffle it
+MANY_ROWS = 10**8  # above this, no array holds the order of an epoch: it would take 0.8 GB, and seconds to shuffle
 _ROUNDS = 8
 
 
 class Order(Protocol):
-    """The rows of an epoch in their order: an array, or what computes any part of it."""
+    """The rows of an epoch in their order: an array, or an object that computes any slice of it."""
 
     def __getitem__(self, places: slice, /) -> Indices: ...
 
 
 def shuffle(count: int, *parts: int | str) -> Order:
-    """The numbers below `count` in an order that is a hash of the seed's parts."""
+    """Return the numbers below `count` in an order that is a hash of the seed's parts."""
     return permute(count, *parts) if count <= MANY_ROWS else Permutation(count, *parts)
 
 
 class Permutation:
     """The numbers below `count` in an order that is a hash of the seed's parts. It takes 64 bytes for any count.
 
-    A Feistel network permutes the numbers of as many bits as `count` needs: each round changes one half by a hash of
-    the other, which the same round would undo. A number that is not below `count` is permuted again until it is
-    (cycle walking; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002), less than twice on average.
-    The arithmetic is that of 64-bit integers, so the order is the same on every machine.
+    A Feistel network permutes the numbers of as many bits as `count` needs: each round combines one half of the bits
+    with a hash of the other half by XOR, so it is invertible. A number that is not below `count` is permuted again
+    until it is (cycle walking; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002), less than twice on
+    average.
+    All arithmetic is on 64-bit integers, so the order is the same on every machine.
 
     >>> order = Permutation(10, "some seed")
     >>> order[:10].tolist(), order[np.array([7, 2])].tolist()
@@ -44,7 +45,7 @@ class Permutation:
         self._keys = [np.uint64(derive_seed(*parts, count, "round", number)) for number in range(_ROUNDS)]
 
     def __getitem__(self, places: slice | Indices) -> Indices:
-        """The numbers at these places, which must not be negative."""
+        """Return the numbers at these positions, which must not be negative."""
         if isinstance(places, slice):
             places = np.arange(*places.indices(self._count))
         numbers = self._permute_bits(places.astype(np.uint64))

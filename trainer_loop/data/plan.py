@@ -1,4 +1,4 @@
-"""The section `data`: every split is read and checked, then encoded."""
+"""Plan the section `data`: read and check every split, then encode it."""
 
 import dataclasses
 from collections import Counter
@@ -39,25 +39,19 @@ _LABELS_SHOWN = 10
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Splits that were read and checked.
-
-    splits: raw rows by split. streamed: the training split where it is streamed; `splits` then holds its first rows.
-    sources: those of a mixture that is streamed; `splits` then holds no training rows.
-    labels: the classes; None without a label, or where they could not be found. num_numbers: that each row has to
-    predict; None if it has none.
-    """
+    """Splits that were read and checked."""
 
     section: DataSection
-    splits: Mapping[str, Split]
-    streamed: ShardedSplit | None
-    labels: LabelNames | None
+    splits: Mapping[str, Split]  # raw rows by split; of a streamed training split the first rows
+    streamed: ShardedSplit | None  # the training split, if it is streamed
+    labels: LabelNames | None  # the classes; None without a label, or if they could not be found
     show_progress: bool
-    sources: Sequence[Source] = ()
-    num_numbers: int | None = None
+    sources: Sequence[Source] = ()  # of a streamed mixture; `splits` then has no training split
+    num_numbers: int | None = None  # the number of targets of a row in regression; None without such a column
 
     @property
     def output_names(self) -> list[str] | None:
-        """The names of the classes, or of several numbers: of their columns, or 0, 1, ...; None if there are none."""
+        """The names of the classes, or of several numbers (their columns, or 0, 1, ...); None if there are none."""
         if self.labels is not None:
             return self.labels.names
         if self.num_numbers in (None, 1):
@@ -69,10 +63,7 @@ class DataPlan:
         return self.section.columns
 
     def count_classes(self) -> np.ndarray | None:
-        """How many rows of the training split have each class, `[C]`; None without classes, or for a stream.
-
-        Of words, how many have it.
-        """
+        """Return the number of training rows (or words) of each class, `[C]`; None without classes or for a stream."""
         if self.labels is None or self.columns.label is None or self.streamed is not None or self.sources:
             return None
         train = self.splits["train"]
@@ -82,13 +73,13 @@ class DataPlan:
         return self.labels.count(count_raw_labels(train, self.columns))
 
     def list_numbers(self) -> np.ndarray:
-        """The numbers of all training rows, `[N]`, or `[N, K]` if a row has several."""
+        """Return the numbers of all training rows, `[N]`, or `[N, K]` if a row has several."""
         assert self.columns.numbers is not None, "the task reads a column of the kind numbers"
         values = read_values(self.splits["train"].rows, self.columns.numbers)
         return np.array([read_numbers(value) for value in values], dtype=np.float64)
 
     def iterate_texts(self) -> Iterator[str]:
-        """Every text of the training split, one after the other, without holding all of them."""
+        """Iterate over the texts of the training split without loading all of them into memory."""
         names = self.columns.of_kind(*KINDS_OF_TEXTS)
         for batch in self.splits["train"].rows.select_columns(names).iter(batch_size=1000):
             for name in names:
@@ -98,13 +89,17 @@ class DataPlan:
     def encode(
         self, task: Encoder, tokenizer: Any, *, counts_stream: bool, say: Say
     ) -> tuple[dict[str, TokenisedSplit], TrainStream | None, dict[str, SplitFacts]]:
-        """The rows as the model reads them, and what is known of them; of a stream its first rows are described.
+        """Encode all splits.
 
-        counts_stream: the rows of a streamed split are counted, because its epochs are.
+        Args:
+            counts_stream: Count the rows of a streamed split, for a run that is measured in epochs.
+
+        Returns:
+            The encoded splits by name, the training stream if there is one, and facts about each encoded split.
         """
         section = self.section
-        beside = {"show_progress": self.show_progress, "say": say, "num_numbers": self.num_numbers}
-        encoding = self._make_encoding(task, tokenizer, self.columns, **beside)
+        options = {"show_progress": self.show_progress, "say": say, "num_numbers": self.num_numbers}
+        encoding = self._make_encoding(task, tokenizer, self.columns, **options)
         splits, stream = dict(self.splits), None
         if self.sources:
             stream = prepare_mixture(self.sources, encoding, section)
@@ -125,15 +120,22 @@ class DataPlan:
     def encode_rows(
         self, rows: Any, task: Encoder, tokenizer: Any, *, labelled: bool, say: Say
     ) -> tuple[TokenisedSplit, KeptRows | None]:
-        """Rows that are held in memory, as the model reads them, and which of them were kept; None: all of them.
+        """Check and encode in-memory rows.
 
-        labelled: they have labels; else these are left out. Raises UserError with everything that is wrong with them.
+        Args:
+            labelled: Read the labels too; if false, they are left out.
+
+        Returns:
+            The encoded rows, and which input rows were kept; None: all.
+
+        Raises:
+            UserError: All problems of the rows.
         """
         columns = self.columns if labelled else self.columns.without_targets()
         table = as_dataset(rows, place="rows", columns=columns.stored)
-        named = given_split(table, name="rows", columns=columns)
+        raw = given_split(table, name="rows", columns=columns)
         try:
-            split, lines = settle_missing(named, columns, missing=self.section.missing)
+            split, lines = settle_missing(raw, columns, missing=self.section.missing)
             problems, _, _ = check_splits(
                 {"rows": split},
                 columns=columns,
@@ -147,14 +149,14 @@ class DataPlan:
             raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
         for line in lines:
             say(line)
-        kept = split.origins.numbers - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
+        kept = split.origins.numbers - 1 if len(split.rows) < len(raw.rows) else None  # numbers count from 1
         encoding = self._make_encoding(task, tokenizer, columns, evaluates=True)
         encoded = tokenise_split(name_labels_of_rows(split, columns), encoding)
-        return encoded, None if kept is None else KeptRows(kept, len(named.rows))
+        return encoded, None if kept is None else KeptRows(kept, len(raw.rows))
 
-    def _make_encoding(self, task: Encoder, tokenizer: Any, columns: Columns, **beside: Any) -> Encoding:
+    def _make_encoding(self, task: Encoder, tokenizer: Any, columns: Columns, **options: Any) -> Encoding:
         labels = None if columns.label is None else self.labels
-        return Encoding(task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, **beside)
+        return Encoding(task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, **options)
 
 
 def plan_data(
@@ -162,24 +164,24 @@ def plan_data(
 ) -> DataPlan:
     """Read and check the splits of the section `data`.
 
-    What is wrong is added to `problems`, and the plan holds what could be read all the same: labels tell more problems.
+    Problems are added to `problems`. The plan still has all that could be read, because later checks need the labels.
 
     Args:
-        given: rows that were made in Python, by split or set, in the place of what the config names.
+        given: In-memory rows by split or set; they replace the specs in the config.
     """
-    known = len(problems.lines)
-    put = _put_given(section, given, problems)
-    if put is None:
+    num_earlier = len(problems.lines)
+    to_read = _replace_specs(section, given, problems)
+    if to_read is None:
         return DataPlan(section, {}, None, None, show_progress)
-    splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
-    problems.lines += wrong
+    splits, streamed, lines = read_splits(to_read, show_progress=show_progress, say=say)
+    problems.lines += lines
     sources: Sequence[Source] = ()
     if section.mixture and section.streaming:
-        sources = problems.collect("", read_sources, put) or ()
-        labels, num_numbers = _check_sources(sources, put, warn=warn, problems=problems)
+        sources = problems.collect("", read_sources, to_read) or ()
+        labels, num_numbers = _check_sources(sources, to_read, warn=warn, problems=problems)
     else:
         labels, num_numbers = None, find_num_numbers(splits, section.columns)
-    wrong, warnings, labels = check_splits(
+    lines, warnings, labels = check_splits(
         splits,
         columns=section.columns,
         train_columns=section.train_columns,
@@ -190,17 +192,17 @@ def plan_data(
         num_numbers=num_numbers,
         cuts=section.cuts,
     )
-    if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
-        all_wrong = set(wrong)
-        wrong = [
+    if section.cuts_validation:  # both splits come from the same rows: a problem of both is reported once
+        all_lines = set(lines)
+        lines = [
             line
-            for line in wrong
-            if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_wrong
+            for line in lines
+            if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_lines
         ]
-    problems.lines += wrong
+    problems.lines += lines
     for warning in warnings:
         warn(warning)
-    if len(problems.lines) == known:
+    if len(problems.lines) == num_earlier:
         splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
         sources = [
             dataclasses.replace(source, split=name_labels_of_rows(source.split, source.columns)) for source in sources
@@ -211,17 +213,18 @@ def plan_data(
 def _check_sources(
     sources: Sequence[Source], section: DataSection, *, warn: Say, problems: Problems
 ) -> tuple[LabelNames | None, int | None]:
-    """Check the first rows of each source of a mixture -> the classes, and how many numbers a row has to predict.
+    """Check the first rows of each source of a mixture. Problems are added to `problems`.
 
-    Both must be the same in all sources; None where there are none, or they could not be found. What is wrong is added
-    to `problems`.
+    Returns:
+        The classes, and the number of regression targets of a row, which must be the same in all sources. None if
+        there are none, or they could not be labels_by_source.
     """
-    found: dict[str, LabelNames] = {}
+    labels_by_source: dict[str, LabelNames] = {}
     counts: dict[str, int] = {}
     for source in sources:
         num_numbers = find_num_numbers({"train": source.split}, source.columns)
         counts |= {} if num_numbers is None else {source.name: num_numbers}
-        wrong, warnings, labels = check_splits(
+        lines, warnings, labels = check_splits(
             {"train": source.split},
             columns=source.columns,
             label_names=section.label_names,
@@ -229,49 +232,49 @@ def _check_sources(
             missing=section.missing,
             num_numbers=num_numbers,
         )
-        problems.lines += [name_source(line, source.name) for line in wrong]
+        problems.lines += [name_source(line, source.name) for line in lines]
         for warning in warnings:
             warn(name_source(warning, source.name))
         if labels is not None:
-            found[source.name] = labels
+            labels_by_source[source.name] = labels
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {number}" for name, number in counts.items())
-        problems.lines.append(f"data.mixture: sources have unlike many numbers a row: {told}; write them alike")
-    first = next(iter(found), "")
-    for name, labels in found.items():
-        here, there = _spell(labels), _spell(found[first])
+        listing = ", ".join(f"{name} {number}" for name, number in counts.items())
+        problems.lines.append(f"data.mixture: sources have unlike many numbers a row: {listing}; write them alike")
+    first = next(iter(labels_by_source), "")
+    for name, labels in labels_by_source.items():
+        here, there = _spell(labels), _spell(labels_by_source[first])
         if here != there:
             problems.lines.append(
                 f"data.mixture: the labels of {name} stand for {enumerate_some(here, at_most=_LABELS_SHOWN)}, those of "
                 f"{first} for {enumerate_some(there, at_most=_LABELS_SHOWN)}; write them alike"
             )
-    return found.get(first), next(iter(counts.values()), None)
+    return labels_by_source.get(first), next(iter(counts.values()), None)
 
 
 def _spell(labels: LabelNames) -> list[str]:
-    """`["'good' = good", "'bad' = bad"]`: what stands in the data, and the classes."""
+    """Return the value in the data and the class for each label: `["'good' = good", "'bad' = bad"]`."""
     by_id = sorted(labels.ids.items(), key=lambda pair: pair[1])
     return [f"{raw!r} = {labels.names[number]}" for raw, number in by_id]
 
 
-def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problems) -> DataSection | None:
-    """Put rows that were made in Python in the place of what the config names; None where some cannot be read."""
+def _replace_specs(section: DataSection, given: Mapping[str, Any], problems: Problems) -> DataSection | None:
+    """Return the section with in-memory rows instead of the specs in the config; None if some cannot be read."""
     specs = {"train": section.train, "validation": section.validation, "test": section.test}
-    are_good = True
+    are_valid = True
     if "train" in given and section.mixture:
         problems.lines.append("data.mixture: training rows are given, which would take its place; set it to []")
     for name, rows in given.items():
         split, part = parse_set(name)
-        columns = None if section.filter or section.map else section.columns_of(split).stored  # functions are given all
+        columns = None if section.filter or section.map else section.columns_of(split).stored  # functions read all
         table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=columns)
-        are_good &= table is not None
-        named = specs[split] if isinstance(specs[split], Mapping) and not is_query(specs[split]) else {}
-        specs[split] = {**named, part: table} if part else table
-    return dataclasses.replace(section, **specs) if are_good else None
+        are_valid &= table is not None
+        sets = specs[split] if isinstance(specs[split], Mapping) and not is_query(specs[split]) else {}
+        specs[split] = {**sets, part: table} if part else table
+    return dataclasses.replace(section, **specs) if are_valid else None
 
 
 def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Problems) -> dict[str, TokenisedSplit]:
-    """The splits of a task that takes rows as they are. What is wrong is added to `problems`."""
+    """Return the splits of a task that takes rows as they are. Problems are added to `problems`."""
     fraction, fold, seed = section.validation_fraction, section.fold, section.seed
     if any(parse_set(name)[0] == "validation" for name in given):
         for key, value in (("validation_fraction", fraction), ("fold", fold)):
@@ -301,9 +304,9 @@ def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
         if name is None:
             rows = call_rows_function(spec, split=split, seed=section.seed)
             return take_rows(rows, name=split, place=f"data.{split}={spec}")
-        found, problems = load_hub_splits(name, config=section.config, specs={split: spec})
+        hub_splits, problems = load_hub_splits(name, config=section.config, specs={split: spec})
         refuse(problems)
-        read = found[split]
+        raw = hub_splits[split]
     else:
-        read = read_source(spec, split=split, columns=None, text_format=section.files)
-    return take_rows(read.rows, name=split, place=split, origins=read.origins, fingerprint=read.fingerprint)
+        raw = read_source(spec, split=split, columns=None, text_format=section.files)
+    return take_rows(raw.rows, name=split, place=split, origins=raw.origins, fingerprint=raw.fingerprint)

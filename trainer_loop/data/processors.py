@@ -1,4 +1,4 @@
-"""What a task reads texts and images by: tokenizers and image processors, loaded from a folder or the hub, or made."""
+"""Load or create the processor of a task: a tokenizer or an image processor."""
 
 import difflib
 import re
@@ -17,8 +17,8 @@ from trainer_loop.runtime.hub import offline_unless_reachable
 
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _END_OF_TEXT = "<|endoftext|>"
-# The end token stands behind an answer, where the model is to stop. A header ends with a line break, so that the tokens
-# before an answer are the same whether it follows or not.
+# The end token follows an answer, where the model must stop. A header ends with a line break, so that the tokens before
+# an answer do not depend on the answer.
 _PLAIN_TEMPLATE = """\
 {%- if bos_token %}{{ bos_token }}{% endif %}
 {%- for message in messages %}
@@ -29,15 +29,18 @@ _PLAIN_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ "assistant:\\n" }}{% endif %}"""
 _VOCABULARY_FILES = re.compile(r"tokenizer\.json|vocab\.(txt|json|bpe)|.*\.(model|tiktoken)|tekken\.json")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_BACKEND = "pil"  # of image processors: the same pixels on every machine, whatever else is installed
+_BACKEND = "pil"  # of image processors; it gives the same pixels on every machine
 
 
 def load_tokenizer(
     name_or_path: str, *, trust_remote_code: bool, say: Callable[[str], None]
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer in a local folder, or of a hub id (from its cache where the hub does not answer).
+    """Load the tokenizer in a local folder, or of a hub id (from the cache if the hub does not answer).
 
-    It has a token for padding afterwards; `say` is told where that was not its own. Raises UserError.
+    A tokenizer without a padding token gets one, and `say` receives a line about it.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded, has no vocabulary, or has no fast form.
     """
     path = expand_home(name_or_path, place="tokenizer")
     if path.is_dir():
@@ -57,12 +60,12 @@ def load_tokenizer(
 
 
 def as_tokenizer(processor: Any) -> Any | None:
-    """The processor of a task, if it is a tokenizer."""
+    """Return the processor if it is a tokenizer, else None."""
     return processor if hasattr(processor, "backend_tokenizer") else None
 
 
 def read_chat_template(name: str) -> str:
-    """A chat template: `plain`, or that of a file. Raises UserError where the file cannot be read."""
+    """Return the chat template `plain`, or read it from a file. Raises UserError if the file cannot be read."""
     if name == "plain":
         return _PLAIN_TEMPLATE
     path = expand_home(name, place="model.chat_template")
@@ -76,14 +79,13 @@ def read_chat_template(name: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], *, framed: bool, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, as GPT-2's: any text can be spelt, and the same texts give the same tokenizer.
+    """Train a byte-level BPE tokenizer, like GPT-2's. It can encode any text; equal texts give an equal tokenizer.
 
     Args:
-        texts: What it is trained on.
-        framed: True for a classifier: `[CLS] a [SEP] b [SEP]` with token types 0 and 1, as BERT has it. False for a
-            language model: nothing stands around a text, and `<|endoftext|>` begins, ends and pads.
-        vocab_size: Tokens at most, but at least 256 bytes and the special tokens.
-        max_length: Tokens a model may take, for those who load the tokenizer later.
+        framed: True for a classifier: `[CLS] a [SEP] b [SEP]` with token types 0 and 1, like BERT. False for a language
+            model: no tokens are added, and `<|endoftext|>` is the start, end and padding token.
+        vocab_size: Most tokens of the vocabulary; it has at least 256 bytes and the special tokens.
+        max_length: The `model_max_length` of the saved tokenizer.
     """
     if framed:
         return PreTrainedTokenizerFast(
@@ -109,7 +111,7 @@ def _train_byte_level_bpe(texts: Iterable[str], vocab_size: int, *, special: lis
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # it comes as a set
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # the order of the returned list varies
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -117,7 +119,7 @@ def _train_byte_level_bpe(texts: Iterable[str], vocab_size: int, *, special: lis
 
 
 def _frame(tokenizer: Tokenizer) -> Tokenizer:
-    """Let it put `[CLS]` and `[SEP]` around a text or a pair."""
+    """Add `[CLS]` and `[SEP]` around a text or a pair."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -129,8 +131,8 @@ def _frame(tokenizer: Tokenizer) -> Tokenizer:
 def _check_folder(path: Path) -> None:
     names = sorted(entry.name for entry in path.iterdir())
     if not any(_VOCABULARY_FILES.fullmatch(name) for name in names):
-        there = f"it has {enumerate_some(names)}" if names else "it is empty"
-        raise UserError(f"tokenizer {path}: the folder has no tokenizer.json, vocab.txt or the like; {there}")
+        content = f"it has {enumerate_some(names)}" if names else "it is empty"
+        raise UserError(f"tokenizer {path}: the folder has no tokenizer.json, vocab.txt or the like; {content}")
 
 
 def _ensure_padding(tokenizer: PreTrainedTokenizerFast, name: str, *, say: Callable[[str], None]) -> None:
@@ -148,34 +150,34 @@ def _ensure_padding(tokenizer: PreTrainedTokenizerFast, name: str, *, say: Calla
 
 
 def load_image_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
-    """The image processor of a model in a local folder, or of a hub id. Raises UserError."""
+    """Load the image processor in a local folder, or of a hub id. Raises UserError if it cannot be loaded."""
     _check_pillow()
     options = {"backend": _BACKEND, "trust_remote_code": trust_remote_code}
     return _load_pretrained(transformers.AutoImageProcessor, name_or_path, noun="image processor", options=options)
 
 
 def make_image_processor(config: PretrainedConfig) -> Any:
-    """The image processor of a new model: with the usual values for its type, and the size of its images."""
+    """Return the default image processor of a new model's type, with the image size of its config."""
     _check_pillow()
     from PIL import Image
 
-    known = transformers.IMAGE_PROCESSOR_MAPPING
-    if type(config) not in known or _BACKEND not in known[type(config)]:
+    mapping = transformers.IMAGE_PROCESSOR_MAPPING
+    if type(config) not in mapping or _BACKEND not in mapping[type(config)]:
         raise UserError(
             f"model.type: transformers has no image processor for a {config.model_type}; name one in model.tokenizer"
         )
-    make, size = known[type(config)][_BACKEND], getattr(config, "image_size", None)
+    make, size = mapping[type(config)][_BACKEND], getattr(config, "image_size", None)
     if size is None:
         return make()
     height, width = (size, size) if isinstance(size, int) else size
     default = make()
-    whole = {"height": height, "width": width}
-    given = {"size": {"shortest_edge": min(height, width)} if "shortest_edge" in (default.size or {}) else whole}
-    processor = make(**given, **({"crop_size": whole} if getattr(default, "crop_size", None) else {}))
-    made = processor(images=Image.new("RGB", (2 * width, 3 * height)), return_tensors="pt")["pixel_values"].shape
-    if tuple(made[-2:]) != (height, width):
+    full = {"height": height, "width": width}
+    sizes = {"size": {"shortest_edge": min(height, width)} if "shortest_edge" in (default.size or {}) else full}
+    processor = make(**sizes, **({"crop_size": full} if getattr(default, "crop_size", None) else {}))
+    shape = processor(images=Image.new("RGB", (2 * width, 3 * height)), return_tensors="pt")["pixel_values"].shape
+    if tuple(shape[-2:]) != (height, width):
         raise UserError(
-            f"model.type: the image processor of a {config.model_type} makes images of {made[-2]} x {made[-1]}, and "
+            f"model.type: the image processor of a {config.model_type} makes images of {shape[-2]} x {shape[-1]}, and "
             f"its config says {height} x {width}; name a processor in model.tokenizer"
         )
     return processor
@@ -192,9 +194,15 @@ def _check_pillow() -> None:
 
 
 def _load_pretrained(auto: Any, name_or_path: str, *, noun: str, options: Mapping[str, Any]) -> Any:
-    """What a local folder holds, or what a hub id names (from its cache where the hub does not answer).
+    """Load from a local folder, or from the hub (from the cache if the hub does not answer).
 
-    auto: the Auto class of transformers that loads it, with these options. noun: how errors call it. Raises UserError.
+    Args:
+        auto: The Auto class of transformers that loads it.
+        noun: The name of the object in messages.
+        options: Arguments of `auto.from_pretrained`.
+
+    Raises:
+        UserError: It cannot be loaded.
     """
     place = f"{noun} {name_or_path}"
     path = expand_home(name_or_path, place=noun)
@@ -211,7 +219,7 @@ def _load_pretrained(auto: Any, name_or_path: str, *, noun: str, options: Mappin
 def _load(auto: Any, source: str, place: str, options: Mapping[str, Any], *, offline: str | None = None) -> Any:
     try:
         return auto.from_pretrained(source, **options)
-    except Exception as error:  # files of somebody else's may make transformers raise anything
+    except Exception as error:  # transformers may raise any exception for wrong files
         if offline is not None:
             raise UserError(
                 f"{place}: {offline} and it is not in the cache; name a local folder, or fill "

@@ -1,4 +1,4 @@
-"""The raw rows of all splits: read from where the section `data` says, and those chosen that are used."""
+"""Read the raw rows of all splits as the section `data` specifies, and select the rows that are used."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,10 +31,15 @@ _SPLITS = ("train", "validation", "test")
 def read_splits(
     section: DataSection, *, show_progress: bool = False, say: Say = lambda line: None
 ) -> tuple[dict[str, Split], ShardedSplit | None, list[str]]:
-    """Every split that was asked for, as raw rows -> those that could be read; train where it is streamed; problems.
+    """Read the raw rows of every split in the section.
 
-    A training split that is streamed is a hub split or files, and only its first rows are read. A mixture that is
-    streamed is not read here, see `read_sources`. `say` is told what was dropped, in lines for a person.
+    Only the first rows of a streamed training split are read. A streamed mixture is not read here, see `read_sources`.
+
+    Args:
+        say: Receives lines of text about dropped rows.
+
+    Returns:
+        The splits that could be read, the training split if it is streamed, and problems.
     """
     problems = Problems()
     functions = problems.collect("", load_functions, section.filter, section.map, say)
@@ -42,8 +47,8 @@ def read_splits(
         return {}, None, problems.lines
     if not section.streaming:
         problems.lines += _check_keys(section)
-    read, streamed = _read(section, functions, problems, show_progress=show_progress)
-    splits = _settle(read, section, problems, say)
+    raw, streamed = _read(section, functions, problems, show_progress=show_progress)
+    splits = _settle(raw, section, problems, say)
     if section.mixture and not section.streaming:
         with progress_bars(shown=show_progress):
             mixed = problems.collect("", lambda: join_sources(read_sources(section, say=say), section.train_columns))
@@ -58,53 +63,53 @@ def read_splits(
 def _read(
     section: DataSection, functions: RowFunctions, problems: Problems, *, show_progress: bool
 ) -> tuple[dict[str, Split], ShardedSplit | None]:
-    """The rows of each split as they stand in the data; train where it is streamed. A mixture is not read here."""
+    """Read the rows of each split, and open the training split if it is streamed. A mixture is not read here."""
     specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
     streams_train = section.streaming and not section.mixture
     if not section.streaming and not section.mixture:
         specs = {"train": section.train} | specs
     on_hub = {split: spec for split, spec in specs.items() if section.name is not None and _is_hub_spec(spec)}
-    found, wrong = dict[str, Split](), list[str]()
+    hub_splits, lines = dict[str, Split](), list[str]()
     with progress_bars(shown=show_progress):
-        read = {
+        splits = {
             split: problems.collect("", read_local, spec, split, section, functions)
             for split, spec in specs.items()
             if spec is not None and split not in on_hub
         }
         if streams_train and section.name is not None and _is_hub_spec(section.train):
-            streamed, found, wrong = _stream_from_hub(section, section.name, on_hub, functions)
+            streamed, hub_splits, lines = _stream_from_hub(section, section.name, on_hub, functions)
         else:
             streamed = problems.collect("", _open_stream, section, functions) if streams_train else None
             if section.name is not None and on_hub:
-                found, wrong = load_hub_splits(section.name, config=section.config, specs=on_hub)
-    problems.lines += wrong
-    for split, rows in found.items():
-        read[split] = problems.collect("", functions.over_split, rows, columns=section.columns_of(split))
-    return {split: rows for split, rows in read.items() if rows is not None}, streamed
+                hub_splits, lines = load_hub_splits(section.name, config=section.config, specs=on_hub)
+    problems.lines += lines
+    for split, rows in hub_splits.items():
+        splits[split] = problems.collect("", functions.over_split, rows, columns=section.columns_of(split))
+    return {split: rows for split, rows in splits.items() if rows is not None}, streamed
 
 
 def _stream_from_hub(
     section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions
 ) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
-    """The training split of the hub data set `name`, streamed, the other splits of it in memory, and problems."""
+    """Return the streamed training split of the hub data set `name`, its other splits in memory, and problems."""
     columns = section.train_columns.stored
-    streamed, found, problems = stream_hub_splits(
+    streamed, others, problems = stream_hub_splits(
         name, config=section.config, train=section.train, specs=specs, columns=None if functions else columns
     )
     if streamed is not None:
         shards = [functions.over_streamed(shard, columns=columns) for shard in streamed.shards]
         streamed = functions.mark_stream(replace(streamed, shards=shards))
-    return streamed, found, problems
+    return streamed, others, problems
 
 
 def _cut(splits: dict[str, Split], section: DataSection, problems: Problems, say: Say) -> dict[str, Split]:
-    """The rows that are used: without duplicates, with a part of train as validation, and at most `limit`; in order."""
+    """Select the rows: drop duplicates, cut off validation rows, and apply `limit`. The splits are in a fixed order."""
     if "train" in splits and not problems and any(section.deduplicated_sources):
-        whole = [number for number, is_asked in enumerate(section.deduplicated_sources) if not is_asked]
-        left = problems.collect("", drop_duplicates, splits, section.columns, whole=whole)
-        if left is not None:
-            splits = splits | {"train": left[0]}
-            say(f"train: {left[1]}")
+        whole = [number for number, is_deduplicated in enumerate(section.deduplicated_sources) if not is_deduplicated]
+        deduplicated = problems.collect("", drop_duplicates, splits, section.columns, whole=whole)
+        if deduplicated is not None:
+            splits = splits | {"train": deduplicated[0]}
+            say(f"train: {deduplicated[1]}")
     if not section.streaming and section.cuts_validation and section.validation is None:
         splits = splits | _cut_validation(splits, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
@@ -115,7 +120,7 @@ def _cut(splits: dict[str, Split], section: DataSection, problems: Problems, say
 
 
 def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
-    """Sources of a mixture of which no row is left when validation rows are cut off, and data.limit is met."""
+    """Return a problem for each source of a mixture that has no training row left after the selection of rows."""
     left = set(np.unique(train.origins.source_of_rows).tolist())
     return [
         f"data.mixture: {entry['name']}: no training row is left of it; see data.validation_fraction, "
@@ -126,10 +131,7 @@ def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
 
 
 def read_sources(section: DataSection, *, say: Say = lambda line: None) -> list[Source]:
-    """The sources of a mixture; of those that are streamed the first rows are read.
-
-    Raises UserError with what is wrong with any of them.
-    """
+    """Read the sources of a mixture; of streamed sources only the first rows. Raises UserError with all problems."""
     sources, problems = list[Source](), list[str]()
     for entry in section.mixture:
         try:
@@ -142,7 +144,7 @@ def read_sources(section: DataSection, *, say: Say = lambda line: None) -> list[
 
 
 def _read_source(section: DataSection, entry: Mapping[str, Any], say: Say) -> Source:
-    """Its training rows are read as those of a run of its own; see `read_splits`."""
+    """Read the training rows of one source in the same way as those of a run without a mixture."""
     name, columns = str(entry["name"]), bind_own_columns(entry.get("columns", {}), section.train_columns)
     alone = DataSection(
         train=entry["train"],
@@ -159,11 +161,11 @@ def _read_source(section: DataSection, entry: Mapping[str, Any], say: Say) -> So
     splits, stream, problems = read_splits(alone, say=lambda line: say(f"{name}: {line}"))
     refuse(problems)
     train = splits["train"]
-    there = list(train.columns or train.rows.column_names)
-    stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
-    if missing := [f"{part!r} for {own}" for part, own in stored.items() if part not in there]:
-        told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
-        raise UserError(f"data.train: {told}")
+    present = list(train.columns or train.rows.column_names)
+    stored = {part: role for role, name in columns.names.items() for part in columns.joined.get(name, [name])}
+    if missing := [f"{part!r} for {role}" for part, role in stored.items() if part not in present]:
+        message = f"no column {', '.join(missing)}; it has {enumerate_names(present)}: set its columns"
+        raise UserError(f"data.train: {message}")
     return Source(name, float(entry["weight"]), float(entry.get("loss_weight", 1)), columns, train, stream)
 
 
@@ -181,27 +183,27 @@ def _check_keys(section: DataSection) -> list[str]:
 
 
 def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problems, say: Say) -> dict[str, Split]:
-    """The splits with their columns in plain types and without the rows that are dropped."""
+    """Convert the columns of the splits to plain types, and drop or fill rows with holes."""
     settled: dict[str, Split] = {}
     for name, split in splits.items():
         columns = section.columns_of(name)
         plain = with_plain_columns(split, columns)
-        made = problems.collect("", settle_missing, plain, columns, missing=section.missing)
-        if made is not None:
-            settled[name], told = made
-            for line in told:
+        result = problems.collect("", settle_missing, plain, columns, missing=section.missing)
+        if result is not None:
+            settled[name], lines = result
+            for line in lines:
                 say(f"{name}: {line}")
     return settled
 
 
 def _cut_validation(splits: Mapping[str, Split], section: DataSection, problems: Problems) -> dict[str, Split]:
-    """Train and the part of it that is cut off, by name; nothing where that cannot be done."""
+    """Return the splits `train` and `validation` cut from `train`; empty if it cannot be cut."""
     train, group = splits.get("train"), section.split_by
     if train is not None and len(train.rows) < 2 and section.fold is None:
         problems.lines.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
         return {}
     if train is None or (group is not None and group not in train.rows.column_names):
-        return {}  # the check of the rows tells
+        return {}  # the check of the rows reports the problem
     cut = problems.collect(
         "",
         cut_validation,
@@ -216,7 +218,7 @@ def _cut_validation(splits: Mapping[str, Split], section: DataSection, problems:
 
 
 def _is_hub_spec(spec: Any) -> bool:
-    """Whether a spec beside a hub data set's name means one of its splits."""
+    """Return whether a spec is a split of the hub data set, if one is named."""
     return isinstance(spec, str) and not is_file_spec(spec, hub=True)
 
 

@@ -1,4 +1,4 @@
-"""Rows that were costly to make, kept on disk under a key; made once, however many processes want them."""
+"""A cache on disk of rows that are expensive to compute. One process computes them; the others wait and load them."""
 
 import contextlib
 import json
@@ -18,32 +18,39 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.plain_json import parse_json
 
 _ROWS, _FACTS = "rows.arrow", "facts.json"
-_ABANDONED_SECONDS = 3600  # since anything was written to what is not whole
+_ABANDONED_SECONDS = 3600  # an incomplete folder without a write for this long is deleted
 
 
 def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
-    """The rows kept in `folder`, mapped into memory; `make(path)` writes them to an Arrow file where there are none.
+    """Return the rows in `folder`, memory-mapped. If there are none, `make(path)` writes them to an Arrow file first.
 
-    It may write arrays beside them, in files that end in .npy.
+    If several processes call this at the same time, one runs `make` and the others wait. The folder is complete or does
+    not exist. Rows that were changed or damaged since they were written are made again.
 
-    Of the processes that ask at one time, one makes them and the others wait. What is kept appears whole or not at
-    all, and is made again where its size or time tell that it is not as it was written. Raises OSError where it
-    cannot be written.
+    Args:
+        make: Writes the rows to the given path. It may write arrays to .npy files in the same folder.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
     rows = load_rows(folder)
     if rows is not None:
         return rows
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        rows = load_rows(folder)  # another process may have been first
+        rows = load_rows(folder)  # another process may have made them in the meantime
         return _make(folder, make) if rows is None else rows
 
 
 def keep_converted(path: str, *, key: str, convert: Callable[[str], None]) -> datasets.Dataset:
-    """The rows that `convert(target)` writes to an Arrow file, mapped from the cache of datasets; written once.
+    """Return the rows that `convert(target)` writes to an Arrow file, memory-mapped from the cache of datasets.
 
-    path: the file that they come from. key: tells rows from others, wherever that file lies. Raises UserError where
-    they cannot be written.
+    Args:
+        path: The source file, for messages.
+        key: A hash of the content of the rows; it does not depend on the path of the source file.
+
+    Raises:
+        UserError: The rows cannot be written.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "trainer_loop"
     try:
@@ -63,7 +70,7 @@ def _lock(folder: Path) -> filelock.AcquireReturnProxy:
 
 
 def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
-    """Under a name that no other has until it is whole: on some file systems locks do not bind other hosts."""
+    """Write under a unique name and rename it when complete, because some file systems do not lock across hosts."""
     _remove_abandoned(folder.parent)
     partial = folder.with_name(f"{folder.name}.{platform.node()}-{uuid.uuid4().hex}.partial")
     partial.mkdir()
@@ -80,18 +87,18 @@ def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What processes left that were killed, under any key: they may not come again."""
+    """Remove the incomplete folders of killed processes, for all keys."""
     for partial in folder.glob("*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # another process has removed it, or made it whole
-            written = max(entry.stat().st_mtime for entry in [partial, *partial.iterdir()])
-            if time.time() - written > _ABANDONED_SECONDS:
+        with contextlib.suppress(FileNotFoundError):  # another process has removed or completed it
+            last_write = max(entry.stat().st_mtime for entry in [partial, *partial.iterdir()])
+            if time.time() - last_write > _ABANDONED_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
 def _put(partial: Path, folder: Path) -> datasets.Dataset:
     try:
         partial.replace(folder)
-    except OSError:  # something is there: damaged rows, or those of another host, which may have mapped them already
+    except OSError:  # the folder exists: damaged rows, or rows of another host, which may have mapped them already
         rows = load_rows(folder)
         if rows is not None:
             return rows
@@ -103,20 +110,20 @@ def _put(partial: Path, folder: Path) -> datasets.Dataset:
 
 
 def _move_away(folder: Path, abandoned: Path) -> None:
-    """Not removed at once: another host may have put whole rows there just now, and mapped them."""
-    with contextlib.suppress(FileNotFoundError):  # or have moved them itself
+    """Rename the folder instead of deleting it, because another host may have just written and mapped good rows."""
+    with contextlib.suppress(FileNotFoundError):  # another host has moved it
         folder.replace(abandoned)
         os.utime(abandoned)
 
 
 def load_rows(folder: Path) -> datasets.Dataset | None:
-    """The rows kept in `folder`, or None where there are none or the file is not as it was written."""
+    """Return the rows in `folder`; None if there are none, or if they were changed since they were written."""
     try:
         facts = parse_json((folder / _FACTS).read_bytes())
         if facts["written"] != _written(folder) and facts["digest"] != _digest(folder):
             return None
         return datasets.Dataset.from_file(str(folder / _ROWS))
-    except (OSError, ValueError, KeyError, TypeError):  # missing, cut short, or not what we wrote
+    except (OSError, ValueError, KeyError, TypeError):  # missing, truncated, or written by another program
         return None
 
 
@@ -129,6 +136,6 @@ def _digest(folder: Path) -> str:
 
 
 def _written(folder: Path) -> list[int]:
-    """Sizes and times of the files: where these are as they were, the rows need not be read to be trusted."""
-    facts = [path.stat() for path in _list_files(folder)]
-    return [number for one in facts for number in (one.st_size, one.st_mtime_ns)]
+    """Return sizes and modification times of the files. If these are unchanged, the rows are not hashed again."""
+    stats = [path.stat() for path in _list_files(folder)]
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]

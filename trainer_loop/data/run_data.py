@@ -1,4 +1,4 @@
-"""The rows of one run, by what they are for."""
+"""The data of one run: training, validation and test loaders."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from trainer_loop.data.loader import EvaluationLoader, StepBatch, StepLoader
 from trainer_loop.errors import UserError
 
-Loaders = Mapping[str, EvaluationLoader]  # by the names of their sets; an only set may have the empty name
+Loaders = Mapping[str, EvaluationLoader]  # by the name of the set; a single set may have the empty name
 
 
 class RunData:
@@ -16,13 +16,13 @@ class RunData:
         self.train = train
         self.validation = dict(validation or {})
         self.test = dict(test or {})
-        self.max_tokens: int | None = None  # padded tokens of a training microbatch, once more did not fit into memory
+        self.max_tokens: int | None = None  # most padded tokens of a training microbatch; set when memory ran out
 
     def cut_smaller(self, step: int) -> StepBatch:
-        """Training step `step` (from 0) again, in smaller microbatches, which all later steps keep.
+        """Return training step `step` (from 0) again, in smaller microbatches. Later steps use the smaller size too.
 
         Raises:
-            UserError: where its microbatches have one row each.
+            UserError: The microbatches have one row each already.
         """
         step_batch = self.train.cut_smaller(step)
         if step_batch is None:
@@ -34,21 +34,22 @@ class RunData:
         return step_batch
 
     def describe_cut(self, step: int) -> str:
-        """What `cut_smaller` did, for a person."""
+        """Return a message about the last `cut_smaller`."""
         return (
             f"step {step + 1} ran out of memory: it is done again, and all that follow are done, in microbatches of "
             f"at most {self.max_tokens:,} padded tokens; batch.max_tokens={self.max_tokens} says so from the start"
         )
 
     def limit_tokens(self, max_tokens: int) -> None:
-        """As if a microbatch of more padded tokens had not fitted into memory."""
+        """Limit the padded tokens of training microbatches, as after an out-of-memory error."""
         self.max_tokens = max_tokens
         self.train.limit_tokens(max_tokens)
 
     def load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
-        """A loader for in-memory rows, in the forms that `build` takes.
+        """Return a loader for in-memory rows, in the forms that `build` takes.
 
         Args:
-            labelled: the targets are counted and the processes share the rows; else every process has all of them.
+            labelled: If true, the targets are counted and the rows are divided among the processes; if false, each
+                process has all rows.
         """
         raise UserError("this loop has no config that says how rows are encoded: pass an EvaluationLoader")

@@ -1,4 +1,4 @@
-"""Microbatches that stand for all of a run: the largest, which take the most memory, and one with average work."""
+"""Representative microbatches of a run: the largest, which need the most memory, and one with average work."""
 
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -9,25 +9,23 @@ from trainer_loop.data.batch_plan import BatchPlan, Rows
 from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
 from trainer_loop.data.stream_loader import StreamLoader
 
-_MOST_ROWS = 262_144  # looked at, of the first epoch
-_ROWS_OF_STREAM = 64  # likewise, the first ones
+_MOST_ROWS = 262_144  # rows of the first epoch that are examined
+_ROWS_OF_STREAM = 64  # first rows of a stream that are examined
 
 
 @dataclass(frozen=True)
 class Largest:
-    """What a plan asks of memory.
+    """The microbatches of a plan that need the most memory.
 
-    microbatches: rows of the one with the most padded tokens, and of the one with the most pairs of tokens in a row;
-    often these are one. Most of a model's memory grows with tokens, that of some kinds of attention with pairs.
-    accumulates: some steps have several microbatches on a process.
+    Most of a model's memory grows with the number of tokens, that of some attention kernels with the pairs of tokens.
     """
 
-    microbatches: list[Rows]
-    accumulates: bool
+    microbatches: list[Rows]  # with the most padded tokens, and with the most pairs of tokens; often the same one
+    accumulates: bool  # some steps have several microbatches on a process
 
 
 def find_largest(plan: BatchPlan) -> Largest:
-    """Look through the steps of the first epoch, or of a long one through some, and at the longest row.
+    """Find the largest microbatches in the steps of the first epoch (a sample of a long one) and in the longest row.
 
     >>> from trainer_loop.data.cut import Limits
     >>> plan = BatchPlan([5] * 8 + [20], Limits(max_tokens=40), batch_size=9, seed=0)
@@ -45,14 +43,17 @@ def find_largest(plan: BatchPlan) -> Largest:
 
 
 def _count(widths: np.ndarray, *, packed: bool) -> tuple[int, int]:
-    """Tokens of a microbatch, and pairs of tokens of one row. widths: of its rows, the longest first."""
+    """Return the tokens of a microbatch, and the pairs of tokens in the same row. `widths`: longest row first."""
     if packed:
         return int(widths.sum()), int((widths**2).sum())
     return len(widths) * int(widths[0]), len(widths) * int(widths[0]) ** 2
 
 
 def take_typical(loader: StepLoader) -> tuple[Microbatch, int]:
-    """The microbatch, and its tokens: of a stream one row, else the same row twice, for layers that want several."""
+    """Return a microbatch with average work, and its tokens.
+
+    It has one row of a stream, or the same row of a split twice, because some layers need more than one row.
+    """
     if isinstance(loader, TrainLoader):
         plan = loader.plan
         rows = np.arange(0, len(plan.lengths), -(-len(plan.lengths) // _MOST_ROWS))
@@ -61,16 +62,16 @@ def take_typical(loader: StepLoader) -> tuple[Microbatch, int]:
     assert isinstance(loader, StreamLoader)
     row_by_row = replace(loader, batch_size=loader.limits.num_processes, shuffle_rows=_ROWS_OF_STREAM)
     with closing(row_by_row.steps(start=0, stop=_ROWS_OF_STREAM)) as steps:  # type: ignore[type-var] # a generator
-        taken = list(steps)
-    step_batch = taken[find_typical(np.array([step_batch.num_tokens for step_batch in taken]))]
+        step_batches = list(steps)
+    step_batch = step_batches[find_typical(np.array([step_batch.num_tokens for step_batch in step_batches]))]
     return step_batch.microbatches[0], step_batch.num_padded_tokens
 
 
 def find_typical(lengths: np.ndarray) -> int:
-    """The place of the row that is closest to the mean length of the row that a token is in.
+    """Return the index of the row whose length is closest to the token-weighted mean length.
 
-    The work of a row grows with its tokens and with their pairs, so a row of this length has the work per token that
-    all rows have on average.
+    That mean is the average over tokens of the length of their row. The work of a row grows with its tokens and with
+    the pairs of its tokens, so a row of this length has the average work per token.
 
     >>> find_typical(np.array([1, 1, 1, 1, 20, 24]))
     4

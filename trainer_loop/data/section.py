@@ -14,25 +14,23 @@ Say = Callable[[str], None]
 class DataSection:
     """The config keys of the section `data`, and the seed.
 
-    A split is named by
+    `train` is the spec of the training split:
       - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
-      - a file, a glob, a folder that `save_to_disk` wrote, or a list of them: whatever has a known extension, a slash
-        or a `*` or `?`, or is there; or a folder of images in folders, see `read_image_folder`;
+      - a file, a glob, a folder that `save_to_disk` wrote, or a list of them. Such a spec has a known extension, a
+        slash, `*` or `?`, or the path exists. Or a folder of images in folders, see `read_image_folder`;
       - a query of a database, `{"sql": ..., "connection": ...}`, see `read_query`;
-      - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
-        where it has one) that returns a datasets.Dataset or an iterable of dicts;
-      - rows that were made in Python, see `as_dataset`.
-    validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
-    filter, map: dotted paths of functions of a row, see `RowFunctions`; they are given all columns, of all splits.
-    files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
-    deduplicate: see `drop_duplicates`; before a part is cut off for validation. mixture: its sources, as in the config;
-    each reads its rows by its own filter, map, columns and deduplicate, where it has them.
-    `validation_fraction` of the training rows, or the part `fold`, become the validation split; after that `limit`
-    samples each split.
+      - else, if `name` is None, the dotted path of a function that returns a datasets.Dataset or an iterable of dicts.
+        It may have no required parameter except `seed`;
+      - in-memory rows, see `as_dataset`.
+    `validation` and `test` are such a spec, or a mapping of set names to specs; a set is a split such as
+    `validation.matched`.
+
+    Duplicates are dropped first. Then `validation_fraction` of the training rows, or the part `fold`, become the
+    validation split. Then `limit` samples each split.
     """
 
     train: Any
-    columns: Columns
+    columns: Columns  # bound to the task, see `bind_columns`
     seed: int
     validation: Any = None
     test: Any = None
@@ -42,29 +40,29 @@ class DataSection:
     fold: str | None = None
     streaming: bool = False
     shuffle_rows: int = 1
-    files: TextFormat = DEFAULT_FORMAT
-    missing: str = "refuse"
+    files: TextFormat = DEFAULT_FORMAT  # of text files
+    missing: str = "refuse"  # see `settle_missing`
     limit: Mapping[str, int | None] = field(default_factory=dict)
     label_names: Any = None
     max_length: int = 512
     num_workers: int | str = 0  # changes how rows are loaded, not which
     cache_dir: str | None = None
-    mixture: Sequence[Mapping[str, Any]] = ()
+    mixture: Sequence[Mapping[str, Any]] = ()  # sources; each may have its own filter, map, columns and deduplicate
     weight: str | None = None
     sampling: str = "shuffle"  # changes the order of the rows, not which are read
     split_by: str | None = None
-    filter: str | None = None
-    map: str | None = None
-    deduplicate: bool = False
+    filter: str | None = None  # dotted path of a function of a row with all columns, for all splits; see `RowFunctions`
+    map: str | None = None  # likewise
+    deduplicate: bool = False  # see `drop_duplicates`
 
     @property
     def train_columns(self) -> Columns:
-        """The columns that are read of the training rows."""
+        """The columns of the training rows that are read."""
         return self.columns.beside(weight=self.weight, group=self.split_by)
 
     @property
     def deduplicated_sources(self) -> list[bool]:
-        """Whether duplicates are left out, of each source of the mixture, or of the only one."""
+        """Whether duplicates are dropped: one value per source of the mixture, or one value without a mixture."""
         return [entry.get("deduplicate", self.deduplicate) for entry in self.mixture] or [self.deduplicate]
 
     @property
@@ -75,8 +73,8 @@ class DataSection:
 
     @property
     def cuts(self) -> list[str]:
-        """The keys by which training rows are moved to another split or left out, with their values."""
-        given = {
+        """The settings that remove rows from the training split, as `key=value`."""
+        values = {
             "data.validation_fraction": self.validation_fraction,
             "data.fold": self.fold,
             "data.split_by": self.split_by,
@@ -84,7 +82,7 @@ class DataSection:
             "data.deduplicate": "true" if any(self.deduplicated_sources) else None,
             "data.missing": "drop" if self.missing == "drop" else None,
         }
-        return [f"{key}={value}" for key, value in given.items() if value is not None]
+        return [f"{key}={value}" for key, value in values.items() if value is not None]
 
     def columns_of(self, split: str) -> Columns:
         return self.train_columns if split == "train" else self.columns

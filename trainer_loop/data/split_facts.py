@@ -1,4 +1,4 @@
-"""What is found out about the data before training."""
+"""Statistics of the data, computed before training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from trainer_loop.data.wording import plural
 
 _LABELS_SHOWN = 10
 _BINS = 20  # of the histogram of lengths
-_READ_ROWS = 10_000  # at a time
+_READ_ROWS = 10_000  # rows that are read at a time
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int32]) -> "Lengths":
-        """lengths: `[N]` tokens of each row."""
+        """Measure the tokens of each row, `[N]`."""
         edges = choose_whole_edges(lengths, at_most=_BINS)
         counts, _ = np.histogram(lengths, bins=edges)
         median, p95 = np.percentile(lengths, [50, 95]).tolist()
@@ -44,28 +44,21 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What is known of the rows of a split.
+    """Statistics of the rows of a split."""
 
-    rows: as the model sees them. texts: those that they are made of. labels: how many rows, or words, have each class,
-    by its name; None without classes. labelled: rows, or words, that could have one. unlabelled: rows whose list of
-    labels is empty; None where rows have no lists. lengths: None where rows are no tokens.
-    truncated: texts that were cut. without_targets: rows whose targets were all cut away. repeated: rows whose texts an
-    earlier row of the split has too. in_train: rows whose texts a training row has; both None where nobody looked.
-    """
-
-    rows: int
-    texts: int
-    labels: dict[str, int] | None = None
-    labelled: int = 0
-    unlabelled: int | None = None
-    lengths: Lengths | None = None
-    truncated: int = 0
-    without_targets: int = 0
-    repeated: int | None = None
-    in_train: int | None = None
+    rows: int  # encoded rows
+    texts: int  # raw rows
+    labels: dict[str, int] | None = None  # rows (or words) of each class, by its name; None without classes
+    labelled: int = 0  # rows (or words) that can have a class
+    unlabelled: int | None = None  # rows with an empty list of labels; None if rows have no lists
+    lengths: Lengths | None = None  # None if rows have no tokens
+    truncated: int = 0  # texts that were cut at max_length
+    without_targets: int = 0  # rows whose targets were all cut off
+    repeated: int | None = None  # rows with the same texts as an earlier row of the split; None: not compared
+    in_train: int | None = None  # rows with the same texts as a training row; None: not compared
 
     def describe(self, name: str) -> Iterator[str]:
-        """Lines for a person about the split of this name."""
+        """Iterate over lines of text about this split, whose name is `name`."""
         chunks = "" if self.rows == self.texts else f" of {plural(self.texts, 'text')}"
         labels = "" if self.labels is None else f"; labels: {_describe_labels(self.labels, total=self.labelled)}"
         if self.unlabelled:
@@ -88,7 +81,7 @@ def measure_data(
     columns: Columns,
     label_names: LabelNames | None,
 ) -> dict[str, SplitFacts]:
-    """Rows, labels, token lengths, texts cut short, texts seen in training and repeated ones, by split."""
+    """Return the statistics of each split. Texts are compared with those of `train` if there are other splits."""
     texts = columns.of_kind(*KINDS_OF_TEXTS)
     compares = bool(texts) and "train" in splits and len(tokenised) > 1
     hashes = {name: _hash_texts(splits[name], texts) for name in tokenised} if compares else {}
@@ -98,7 +91,7 @@ def measure_data(
         if label_names is not None and columns.label is not None:
             labels = _measure_labels(splits[name], columns, label_names)
         has_tokens = "input_ids" in split.rows.column_names
-        found = hashes.get(name)
+        text_hashes = hashes.get(name)
         facts[name] = SplitFacts(
             rows=len(split.rows),
             texts=len(splits[name].rows),
@@ -106,19 +99,21 @@ def measure_data(
             lengths=Lengths.of(split.lengths) if has_tokens else None,
             truncated=split.num_truncated,
             without_targets=_count_without_targets(split) if has_tokens else 0,
-            repeated=None if found is None else len(found) - len(np.unique(found)),
-            in_train=None if found is None or name == "train" else int(np.isin(found, hashes["train"]).sum()),
+            repeated=None if text_hashes is None else len(text_hashes) - len(np.unique(text_hashes)),
+            in_train=None
+            if text_hashes is None or name == "train"
+            else int(np.isin(text_hashes, hashes["train"]).sum()),
         )
     return facts
 
 
 def describe_data(facts: Mapping[str, SplitFacts]) -> list[str]:
-    """Lines for a person. facts: by split."""
-    lines = [line for name, of_split in facts.items() for line in of_split.describe(name)]
-    for name, of_split in facts.items():
-        if (seen := of_split.in_train) is not None:
+    """Return lines of text about all splits. `facts` are by split."""
+    lines = [line for name, split_facts in facts.items() for line in split_facts.describe(name)]
+    for name, split_facts in facts.items():
+        if (count := split_facts.in_train) is not None:
             lines.append(
-                f"{name}: {plural(seen, 'row')} ({seen / of_split.texts:.1%}) with a text that is in train too"
+                f"{name}: {plural(count, 'row')} ({count / split_facts.texts:.1%}) with a text that is in train too"
             )
     return lines
 
@@ -138,23 +133,23 @@ def _measure_labels(split: Split, columns: Columns, label_names: LabelNames) -> 
 
 
 def _count_without_targets(split: TokenisedSplit) -> int:
-    """Rows whose `labels` are all -100."""
+    """Count the rows whose `labels` are all -100."""
     if "labels" not in split.rows.column_names:
         return 0
     batches = split.rows.select_columns(["labels"]).with_format("arrow").iter(batch_size=_READ_ROWS)
-    found = 0
+    count = 0
     for batch in batches:
         labels = batch["labels"].combine_chunks()
         parents = np.arange(len(labels))  # the row that each element is from
         values = labels
         while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
             parents, values = parents[np.asarray(pc.list_parent_indices(values))], values.flatten()
-        found += len(labels) - len(np.unique(parents[np.asarray(pc.not_equal(values, -100))]))
-    return found
+        count += len(labels) - len(np.unique(parents[np.asarray(pc.not_equal(values, -100))]))
+    return count
 
 
 def _describe_labels(counts: Mapping[str, int], *, total: int) -> str:
-    """counts: rows or words of each class. total: rows or words."""
+    """Return the counts and shares of the classes. `counts` and `total` are rows, or words."""
     common_first = sorted(counts, key=lambda name: -counts[name]) if len(counts) > _LABELS_SHOWN else list(counts)
     shown = [f"{name} {counts[name]:,} ({counts[name] / total:.1%})" for name in common_first[:_LABELS_SHOWN]]
     rest = [counts[name] for name in common_first[_LABELS_SHOWN:]]
@@ -163,7 +158,7 @@ def _describe_labels(counts: Mapping[str, int], *, total: int) -> str:
 
 
 def _hash_texts(split: Split, columns: Sequence[str]) -> npt.NDArray[np.int64]:
-    """A number for the text of every row that is not blank; the texts themselves are held a few at a time."""
+    """Return a hash for each row whose texts are not blank. Only a batch of texts is in memory at a time."""
     hashes = [np.empty(0, dtype=np.int64)]
     for batch in split.rows.select_columns(list(columns)).with_format("arrow").iter(batch_size=_READ_ROWS):
         values = zip(*(batch[column].to_pylist() for column in columns), strict=True)

@@ -1,4 +1,4 @@
-"""A training split that is streamed, made ready: its first rows are read and described, and its rows counted."""
+"""Prepare a streamed training split: read and describe its first rows, and count all rows if needed."""
 
 import dataclasses
 import json
@@ -29,62 +29,65 @@ from trainer_loop.data.wording import plural
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.runtime.randomness import derive_seed
 
-_HEAD = "train, first rows"  # as the split is called in lines for a person
+_HEAD = "train, first rows"  # the name of the split in messages
 HEAD_ROWS = 1000
-_MOST_ROWS_READ = 100 * BATCH_ROWS  # of a shard, for a row without holes
+_MOST_ROWS_READ = 100 * BATCH_ROWS  # of one shard, to find rows without holes
 
 
 @dataclass(frozen=True)
 class TrainStream:
-    """Training rows that are read while they are trained on.
-
-    encode: rows of `rows` -> the same ones as the model sees them. num_rows: of one epoch; None: not counted.
-    fingerprint, tokens: of the source, and of what its first rows become; they change when either does.
-    """
+    """A streamed training split."""
 
     rows: Stream
-    encode: Callable[[Sequence[Row]], list[Row]]
-    num_rows: int | None
-    fingerprint: str
-    tokens: str
+    encode: Callable[[Sequence[Row]], list[Row]]  # rows of `rows` -> the same number of encoded rows
+    num_rows: int | None  # of one epoch; None: not counted
+    fingerprint: str  # changes with the data
+    tokens: str  # a hash of the encoded first rows
 
 
 def read_head(split: ShardedSplit, *, columns: Columns, missing: str) -> Split:
-    """The first rows of a training split; of files, at least one row of each, so that one that lacks a column is found.
+    """Read the first rows of a training split, and at least one row of every local file, to check its columns.
 
-    Of rows with holes none is dropped here: the more are read. Raises UserError.
+    Rows with holes are kept here. With `missing=drop` they do not count towards the number of rows to read.
+
+    Raises:
+        UserError: All problems of the shards, or there are no rows.
     """
     holes = Holes.of(columns)
     problems = Problems()
-    read: list[tuple[Shard, list[Batch]]] = []
+    heads: list[tuple[Shard, list[Batch]]] = []
     num_rows = 0
     for shard in split.shards:
         if num_rows >= HEAD_ROWS and not split.is_local:
             break
-        wanted = max(HEAD_ROWS - num_rows, 1)
-        first = problems.collect("", _read_first, shard, wanted, columns, holes if missing == "drop" else None)
-        if first is None:
+        max_rows = max(HEAD_ROWS - num_rows, 1)
+        head = problems.collect("", _read_first, shard, max_rows, columns, holes if missing == "drop" else None)
+        if head is None:
             continue
-        batches, kept = first
+        batches, num_kept = head
         if batches:
-            read.append((shard, batches))
+            heads.append((shard, batches))
         elif split.is_local and not shard.is_filtered:
             problems.lines.append(f"{shard.name} has no rows")
-        num_rows += kept
-    if not read and not problems:
+        num_rows += num_kept
+    if not heads and not problems:
         is_filtered = any(shard.is_filtered for shard in split.shards)
-        left = "no rows that data.filter keeps" if is_filtered else "no rows"
-        problems.lines.append(f"data.train: {split.title} has {left}")
+        missing_rows = "no rows that data.filter keeps" if is_filtered else "no rows"
+        problems.lines.append(f"data.train: {split.title} has {missing_rows}")
     problems.refuse()
-    return _join(read, split, columns, missing)
+    return _join(heads, split, columns, missing)
 
 
 def prepare_stream(
     split: ShardedSplit, head: Split, encoding: Encoding, section: DataSection, *, is_counted: bool
 ) -> TrainStream:
-    """Describe a training split by its first rows, and count it where epochs are to be known.
+    """Describe a training split by its first rows, and count its rows if the run needs epochs.
 
-    head: its first rows, judged. Raises UserError where rows cannot be counted, or not be trained on.
+    Args:
+        head: The first rows, which were checked.
+
+    Raises:
+        UserError: The rows cannot be counted, or there is no row to train on.
     """
     say, missing = encoding.say, section.missing
     texts = _open(split, encoding, columns=section.train_columns, seed=section.seed, missing=missing)
@@ -96,11 +99,11 @@ def prepare_stream(
             "tokenised twice; "
             "set train.steps, and evaluate.every and checkpoint.every to numbers of steps"
         )
-    # Where rows may be dropped, the description of the data set does not tell how many are left.
-    described = None if missing == "drop" else split.num_rows
-    num_rows = (described or _count(split, texts, say)) if is_counted else None
-    counted = "not counted" if num_rows is None else f"{plural(num_rows, 'row')} an epoch"
-    say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(section.shuffle_rows, 'row')}")
+    # If rows may be dropped, the number in the description of the data set is too large.
+    stated_rows = None if missing == "drop" else split.num_rows
+    num_rows = (stated_rows or _count(split, texts, say)) if is_counted else None
+    size = "not counted" if num_rows is None else f"{plural(num_rows, 'row')} an epoch"
+    say(f"train: {split.title}, streamed, {size}; shuffled within {plural(section.shuffle_rows, 'row')}")
     tokens = _describe_head(head, encoding)
     return TrainStream(
         rows=ChunkStream(texts, encode, encode.texts_per_call) if changes_number else texts,
@@ -112,13 +115,15 @@ def prepare_stream(
 
 
 def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: DataSection) -> TrainStream:
-    """Describe the sources of a mixture by their first rows, and mix what the model sees as their rows.
+    """Describe the sources of a mixture by their first rows, and mix their encoded rows.
 
-    The texts of a task that joins them are joined within each source. Raises UserError where a source has no row to
-    train on.
+    A task that joins texts joins them within each source.
+
+    Raises:
+        UserError: A source has no row to train on.
     """
     seed, missing = section.seed, section.missing
-    # One for all sources: its lock keeps two threads apart.
+    # All sources share one encoder and its lock, because two threads cannot use a tokenizer at the same time.
     encode = RowEncoder(encoding.task, max_length=encoding.max_length)
     texts: dict[str, RowStream] = {}
     fingerprints: list[bytes] = []
@@ -126,13 +131,15 @@ def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: Data
     changes_number = False
     for source in sources:
         assert source.stream is not None, "it is streamed"
-        own, own_seed = _encoding_of(source, encoding), derive_seed(seed, "mixture", source.name)
-        texts[source.name] = _open(source.stream, own, columns=source.columns, seed=own_seed, missing=missing)
+        source_encoding, source_seed = _encoding_of(source, encoding), derive_seed(seed, "mixture", source.name)
+        texts[source.name] = _open(
+            source.stream, source_encoding, columns=source.columns, seed=source_seed, missing=missing
+        )
         fingerprints.append(f"{source.name} {_fingerprint(source.stream, missing)}".encode())
         with naming_source(source.name):
             changes_number |= encode.changes_number(_first_row(texts[source.name]))
-            own.say(f"train: {source.stream.title}")
-            tokens.append(_describe_head(source.split, own).encode())
+            source_encoding.say(f"train: {source.stream.title}")
+            tokens.append(_describe_head(source.split, source_encoding).encode())
     mixed = MixedStream(
         {name: ChunkStream(stream, encode, encode.texts_per_call) for name, stream in texts.items()}
         if changes_number
@@ -164,8 +171,8 @@ def _open(split: ShardedSplit, encoding: Encoding, *, columns: Columns, seed: in
 
 
 def _encoding_of(source: Source, encoding: Encoding) -> Encoding:
-    """How the rows of a source are encoded: by its own names of the task's columns."""
-    names = {own: source.columns.names[own] for own in encoding.columns.names}
+    """Return the encoding with the column names of this source."""
+    names = {role: source.columns.names[role] for role in encoding.columns.names}
     return dataclasses.replace(
         encoding,
         columns=Columns(encoding.columns.declared, names),
@@ -174,7 +181,7 @@ def _encoding_of(source: Source, encoding: Encoding) -> Encoding:
 
 
 def _describe_head(head: Split, encoding: Encoding) -> str:
-    """Describe the first rows of a stream; a hash of what they become."""
+    """Describe the first rows of a stream; return a hash of their encoded form."""
     tokenised = tokenise_split(dataclasses.replace(head, name=_HEAD), encoding)
     facts = measure_data(
         {_HEAD: tokenised}, splits={_HEAD: head}, columns=encoding.columns, label_names=encoding.label_names
@@ -185,10 +192,10 @@ def _describe_head(head: Split, encoding: Encoding) -> str:
 
 
 def _fingerprint(split: ShardedSplit, missing: str) -> str:
-    """Of the content that is trained on.
+    """Return the fingerprint of the training rows; it depends on how holes are treated.
 
-    A run that refuses holes ends at the first, so up to there its rows are those of one that drops them: it may go on
-    as one. With empty texts in the place of holes there are other rows.
+    `refuse` and `drop` share one: a run that refuses holes stops at the first one, and up to there both have the same
+    rows, so it may continue with `drop`. `empty` has other rows.
     """
     return digest(split.fingerprint.encode(), b"null texts are empty") if missing == "empty" else split.fingerprint
 
@@ -201,14 +208,14 @@ def _first_row(texts: RowStream) -> Row:
 
 def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) -> int:
     say(f"train: counting the rows of {split.title}")
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     num_rows = texts.count_rows()
-    say(f"train: {plural(num_rows, 'row')} counted in {time.perf_counter() - began:.1f} s")
+    say(f"train: {plural(num_rows, 'row')} counted in {time.perf_counter() - start_time:.1f} s")
     return num_rows
 
 
 def _digest_tokens(head: TokenisedSplit, max_length: int) -> str:
-    """Later rows may be the first that a new max_length cuts, so it counts by itself."""
+    """Return a hash of the encoded rows and of max_length, which may matter only for rows after the first ones."""
     if "input_ids" in head.rows.column_names:
         ids = pc.list_flatten(whole_column(head.rows, "input_ids"), recursive=True)
         content = ids.to_numpy().astype(np.int64).tobytes()
@@ -217,10 +224,10 @@ def _digest_tokens(head: TokenisedSplit, max_length: int) -> str:
     return digest(str(max_length).encode(), head.lengths.tobytes(), content)
 
 
-def _read_first(shard: Shard, most: int, columns: Columns, holes: Holes | None) -> tuple[list[Batch], int]:
-    """As many rows as there are up to `most` without holes, and how many those are."""
-    read: list[Batch] = []
-    num_rows = kept = 0
+def _read_first(shard: Shard, max_rows: int, columns: Columns, holes: Holes | None) -> tuple[list[Batch], int]:
+    """Read rows until `max_rows` of them have no holes; return all rows read, and how many have no holes."""
+    batches: list[Batch] = []
+    num_rows = num_kept = 0
     are_classes = has_classes(shard.features, columns.single_label)
     for batch in read_batches(shard):
         for row, values in enumerate(batch.values()):
@@ -228,38 +235,38 @@ def _read_first(shard: Shard, most: int, columns: Columns, holes: Holes | None) 
                 raise batch.faults[row]
             num_rows += 1
             values = join_values(values, columns.joined)
-            kept += holes is None or not holes.columns_of(values, are_classes=are_classes)
-            if kept == most or num_rows == _MOST_ROWS_READ:
-                return [*read, batch.first(row + 1)], kept
-        read.append(batch)
-    return read, kept
+            num_kept += holes is None or not holes.columns_of(values, are_classes=are_classes)
+            if num_kept == max_rows or num_rows == _MOST_ROWS_READ:
+                return [*batches, batch.first(row + 1)], num_kept
+        batches.append(batch)
+    return batches, num_kept
 
 
-def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, columns: Columns, missing: str) -> Split:
-    label, wanted = columns.label, columns.stored
-    tables = [join_batches(shard, batches, columns=wanted).select(wanted) for shard, batches in read]
-    arrays = [table.as_arrays(wanted=wanted, label=None) for table in tables]
+def _join(heads: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, columns: Columns, missing: str) -> Split:
+    label, stored = columns.label, columns.stored
+    tables = [join_batches(shard, batches, columns=stored).select(stored) for shard, batches in heads]
+    arrays = [table.as_arrays(wanted=stored, label=None) for table in tables]
     if label is not None:
         _type_labels(tables, arrays, label)
     parts = [
-        Split(shard.name, make_dataset(made, table.names, len(table), table.metadata), table.origins, "", table.names)
-        for (shard, _), table, made in zip(read, tables, arrays, strict=True)
+        Split(shard.name, make_dataset(array, table.names, len(table), table.metadata), table.origins, "", table.names)
+        for (shard, _), table, array in zip(heads, tables, arrays, strict=True)
     ]
-    head = with_plain_columns(join_files("train", parts, wanted=wanted), columns)
+    head = with_plain_columns(join_files("train", parts, wanted=stored), columns)
     settled, _ = settle_missing(head, columns, missing=missing)
     return dataclasses.replace(settled, fingerprint=split.fingerprint)
 
 
 def _type_labels(tables: Sequence[WholeTable], arrays: Sequence[dict[str, pa.Array]], label: str) -> None:
-    """The labels of .csv and .tsv files as what all of them stand for: integers, true/false or texts."""
-    chosen = [made for table, made in zip(tables, arrays, strict=True) if table.has_fields and label in made]
+    """Convert the labels of .csv and .tsv files, in place, to their common type: integers, true/false or texts."""
+    with_labels = [array for table, array in zip(tables, arrays, strict=True) if table.has_fields and label in array]
     if not all(
-        pa.types.is_string(made[label].type) or pa.types.is_null(made[label].type) for made in chosen
-    ):  # data.map
+        pa.types.is_string(array[label].type) or pa.types.is_null(array[label].type) for array in with_labels
+    ):  # data.map has converted them
         return
-    typed = infer_label([value for made in chosen for value in made[label].to_pylist()])
+    typed = infer_label([value for array in with_labels for value in array[label].to_pylist()])
     start = 0
-    for made in chosen:
-        count = len(made[label])
-        made[label] = typed.slice(start, count)
+    for array in with_labels:
+        count = len(array[label])
+        array[label] = typed.slice(start, count)
         start += count

@@ -1,4 +1,4 @@
-"""Tokenised rows, kept on disk under a key made of all that they depend on, so that no text is tokenised twice."""
+"""Tokenise splits and cache the result on disk. The cache key is a hash of everything that the result depends on."""
 
 import contextlib
 import inspect
@@ -31,17 +31,17 @@ from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.quiet import progress_bars
 
-_FORMAT = 3  # of what is kept on disk; with a new number, nothing kept before is found
-_TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
-_NUMBERS = {"length": np.int32, "source": np.int64}  # columns that are kept as arrays too, to be mapped
-_RAW = "raw "  # before the names of the user's columns: map gives a new column the type of an old one of its name
+_FORMAT = 3  # version of the files in the cache; a new number invalidates all earlier ones
+_TEXTS_PER_CALL = 1000  # constant, because a task that joins texts into chunks starts a new chunk at each call
+_NUMBERS = {"length": np.int32, "source": np.int64}  # columns that are also stored as memory-mapped arrays
+_RAW = "raw "  # prefix of the user's columns, because map gives a new column the type of an old one of the same name
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
-_PARALLELISM_OF_USER = os.environ.get(_PARALLELISM)  # as it was before `_rust_threads` set it
+_PARALLELISM_OF_USER = os.environ.get(_PARALLELISM)  # the value before `_rust_threads` sets it
 
 
 class Encoder(Protocol):
-    """The part of a task that is needed here."""
+    """The methods of a task that are used here."""
 
     def encode(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
     def encode_for_evaluation(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
@@ -50,35 +50,33 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How raw rows become what the model sees.
-
-    label_names: the classes, if a column holds labels. cache_dir: None: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop.
-    show_progress: a bar on the terminal; else `say` is told in one line each that the work begins and that it is done.
-    evaluates: the rows are not trained on.
-    """
+    """How raw rows are encoded for the model."""
 
     task: Encoder
     tokenizer: Any
     columns: Columns
-    label_names: LabelNames | None
+    label_names: LabelNames | None  # the classes, if a column has labels
     max_length: int
-    cache_dir: str | Path | None = None
-    show_progress: bool = False
+    cache_dir: str | Path | None = None  # None: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop
+    show_progress: bool = False  # show a progress bar; if false, `say` receives a line at the start and at the end
     say: Callable[[str], None] = lambda line: None
-    evaluates: bool = False
-    num_numbers: int | None = None  # that each row of a stream has to predict
+    evaluates: bool = False  # encode for evaluation, with `task.encode_for_evaluation`
+    num_numbers: int | None = None  # the number of regression targets of each row of a stream
 
     def __post_init__(self) -> None:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
 
 
 def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = None) -> TokenisedSplit:
-    """Tokenise a checked split by `task.encode`, or take it from the cache.
+    """Tokenise a checked split with `task.encode`, or load it from the cache.
 
-    weight: the column of the weights of the rows.
+    If several processes share `cache_dir`, one does the work and the others wait.
 
-    Of the processes that share `cache_dir` one does the work and the others wait for it. Raises UserError where the
-    cache cannot be written or no tokens come out.
+    Args:
+        weight: The column with the weights of the rows; None: no weights.
+
+    Raises:
+        UserError: The cache cannot be written, or the texts have no tokens.
     """
     key = _make_key(split, encoding)
     cache = encoding.cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
@@ -96,26 +94,22 @@ def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = Non
 
 @dataclass(frozen=True)
 class _RowMaker:
-    """Encodes the rows of a split, for the cache.
-
-    key: of the rows there. task_errors: of the task itself, which are not the cache's. faults: why the model could not
-    answer some rows, by their numbers.
-    """
+    """Encodes the rows of a split for the cache."""
 
     split: Split
     encoding: Encoding
-    key: str
-    task_errors: list[OSError] = field(default_factory=list, init=False)
-    faults: dict[int, str] = field(default_factory=dict, init=False)
+    key: str  # of the rows in the cache
+    task_errors: list[OSError] = field(default_factory=list, init=False)  # raised by the task, not by the cache
+    faults: dict[int, str] = field(default_factory=dict, init=False)  # row number -> why the model cannot answer it
 
     def make(self, path: str) -> None:
-        """Write the encoded rows to an Arrow file. Raises UserError where the model could not answer some."""
+        """Write the encoded rows to an Arrow file. Raises UserError if the model cannot answer some rows."""
         split, say = self.split, self.encoding.say
         has_tokens = as_tokenizer(self.encoding.tokenizer) is not None
         verb, doing, noun = ("tokenise", "tokenising", "text") if has_tokens else ("encode", "encoding", "row")
         if not self.encoding.show_progress:
             say(f"{split.name}: {doing} {plural(len(split.rows), noun)}")
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         names = self.encoding.columns.all
         raw = split.rows.select_columns(names).rename_columns({name: _RAW + name for name in names})
         with _rust_threads(), progress_bars(shown=self.encoding.show_progress):
@@ -127,7 +121,7 @@ class _RowMaker:
                 remove_columns=raw.column_names,
                 cache_file_name=path,
                 load_from_cache_file=False,
-                new_fingerprint=self.key,  # of its own it would hash the task and the tokenizer
+                new_fingerprint=self.key,  # without this, map would hash the task and the tokenizer
                 desc=f"{verb} {split.name}",
             )
         if self.faults:
@@ -137,31 +131,31 @@ class _RowMaker:
         if len(rows):
             _write_numbers(rows, Path(path).parent)
         if not self.encoding.show_progress:
-            say(f"{split.name}: {plural(len(rows), 'row')} {verb}d in {time.perf_counter() - began:.1f} s")
+            say(f"{split.name}: {plural(len(rows), 'row')} {verb}d in {time.perf_counter() - start_time:.1f} s")
 
     def _encode(self, batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
-        """positions: numbers of the rows of the batch."""
+        """Encode a batch of rows for `Dataset.map`. `positions` are the numbers of these rows in the split."""
         task, columns, names = self.encoding.task, self.encoding.columns, self.encoding.label_names
         ids = None if names is None else names.ids
         rows = {
-            own: _number_labels(batch[_RAW + name], ids) if own == columns.label_role else batch[_RAW + name]
-            for own, name in columns.names.items()
+            role: _number_labels(batch[_RAW + name], ids) if role == columns.label_role else batch[_RAW + name]
+            for role, name in columns.names.items()
         }
         encode = task.encode_for_evaluation if self.encoding.evaluates else task.encode
         try:
-            encoded, found = encode_rows(task, encode, rows, max_length=self.encoding.max_length)
+            encoded, faults = encode_rows(task, encode, rows, max_length=self.encoding.max_length)
         except OSError as error:
             self.task_errors.append(error)
             raise
-        self.faults.update({positions[encoded["source"][place]]: reason for place, reason in found.items()})
+        self.faults.update({positions[encoded["source"][row]]: reason for row, reason in faults.items()})
         encoded["source"] = [positions[source] for source in encoded["source"]]
-        if columns.has_class_lists and "label" in encoded:  # of empty lists alone no type can be told
+        if columns.has_class_lists and "label" in encoded:  # Arrow cannot infer a type if all lists are empty
             encoded["label"] = [np.array(labels, dtype=np.int64) for labels in encoded["label"]]
         return encoded
 
 
 def _weigh(tokenised: TokenisedSplit, split: Split, weight: str) -> TokenisedSplit:
-    """With the weights of the rows, from this column of the raw rows. Raises UserError where all are 0."""
+    """Add the weights of the rows from the column `weight` of the raw rows. Raises UserError if all are 0."""
     weights = np.array([read_number(value) for value in split.rows.with_format(None)[weight]], dtype=np.float64)
     if not weights.any():
         raise UserError(f"data.weight={weight}: all rows of data.{split.name} weigh 0; at least one must weigh more")
@@ -171,31 +165,28 @@ def _weigh(tokenised: TokenisedSplit, split: Split, weight: str) -> TokenisedSpl
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """Raw rows of a stream -> rows as the model sees them, by `task.encode`.
-
-    texts_per_call: how many texts a task that `changes_number` is given at a time, as where a split is in memory.
-    """
+    """Encodes raw rows of a stream with `task.encode`."""
 
     task: Encoder
     max_length: int
-    texts_per_call: ClassVar[int] = _TEXTS_PER_CALL
+    texts_per_call: ClassVar[int] = _TEXTS_PER_CALL  # for a task with `changes_number`; the same as in memory
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # two threads cannot share a tokenizer
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         with self._lock, _rust_threads():
             columns, faults = encode_rows(self.task, self.task.encode, _join(rows), max_length=self.max_length)
             sources = columns["source"]
-        refuse([f"{rows[sources[place]].place}: {reason}" for place, reason in faults.items()])
-        given = {name: column for name, column in columns.items() if name not in RESERVED}
+        refuse([f"{rows[sources[number]].place}: {reason}" for number, reason in faults.items()])
+        inputs = {name: column for name, column in columns.items() if name not in RESERVED}
         return [
             rows[source]._replace(
-                values={name: column[number] for name, column in given.items()}, length=columns["length"][number]
+                values={name: column[number] for name, column in inputs.items()}, length=columns["length"][number]
             )
             for number, source in enumerate(sources)
         ]
 
     def changes_number(self, row: Row) -> bool:
-        """Whether the task may make another number of rows of some texts, such as chunks or windows."""
+        """Return whether `encode` may give another number of rows than texts, such as chunks or windows."""
         return "source" in self.task.encode(_join([row]), max_length=self.max_length)
 
 
@@ -205,25 +196,25 @@ def _join(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 def _number_labels(labels: Sequence[Any], ids: Mapping[Any, int] | None) -> list[Any]:
     assert ids is not None, "a label needs its names"
-    return [[ids[one] for one in label] if isinstance(label, list) else ids[label] for label in labels]
+    return [[ids[item] for item in label] if isinstance(label, list) else ids[label] for label in labels]
 
 
 def encode_rows(
     task: Encoder, encode: Callable[..., Mapping[str, list[Any]]], rows: Mapping[str, Sequence[Any]], *, max_length: int
 ) -> tuple[dict[str, list[Any]], dict[int, str]]:
-    """What a task makes of raw rows, and why the model could not answer some of it.
+    """Encode raw rows with a task.
 
     Args:
-        encode: One of the task's, see `Task.encode`.
+        encode: `task.encode` or `task.encode_for_evaluation`.
 
     Returns:
-        The columns of `encode`, always with `length`, `source` (the number of the raw row) and the label, where there
-        is one; a row without a length has that of its `input_ids`, else 1. And by the number of the encoded row, what
-        `encode` says in its column `fault`.
+        The columns of `encode`, plus `length` (by default the length of `input_ids`, else 1), `source` (the number of
+        the raw row), and the label if there is one. And, by number of the encoded row, the reasons in the column
+        `fault` why the model cannot answer it.
     """
     encoded = dict(encode(rows, max_length=max_length))
     num_rows, num_encoded = (len(next(iter(columns.values()))) for columns in (rows, encoded))
-    faults = {place: reason for place, reason in enumerate(encoded.pop("fault", ())) if reason is not None}
+    faults = {number: reason for number, reason in enumerate(encoded.pop("fault", ())) if reason is not None}
     lengths = encoded.get("length") or [len(ids) for ids in encoded.get("input_ids", ())] or [1] * num_encoded
     if "source" not in encoded and num_encoded != num_rows:
         raise UserError(
@@ -231,7 +222,7 @@ def encode_rows(
             "each is from in a column `source`"
         )
     sources = list(encoded.get("source", range(num_rows)))
-    if "label" in rows:  # it follows its row
+    if "label" in rows:  # each encoded row has the label of its raw row
         encoded.setdefault("label", [rows["label"][source] for source in sources])
     return {**encoded, "length": lengths, "source": sources}, faults
 
@@ -246,7 +237,7 @@ def _write_numbers(rows: datasets.Dataset, folder: Path) -> None:
         numbers.flush()
 
 
-def _unpack(split: Split, rows: datasets.Dataset, read: Columns, folder: Path) -> TokenisedSplit:
+def _unpack(split: Split, rows: datasets.Dataset, columns: Columns, folder: Path) -> TokenisedSplit:
     if not len(rows):
         raise UserError(f"data.{split.name}: its texts have no tokens")
     lengths, sources = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _NUMBERS)
@@ -258,12 +249,12 @@ def _unpack(split: Split, rows: datasets.Dataset, read: Columns, folder: Path) -
         num_truncated=pc.sum(rows.data.column("truncated")).as_py() if has_truncated else 0,
         origins=split.origins.select(sources),
         fingerprint=split.fingerprint,
-        raw=RawRows(split.rows.select_columns(read.all).with_format(None), read, sources),
+        raw=RawRows(split.rows.select_columns(columns.all).with_format(None), columns, sources),
     )
 
 
 def _make_key(split: Split, encoding: Encoding) -> str:
-    """A hash of everything that the tokenised rows depend on."""
+    """Return a hash of everything that the tokenised rows depend on."""
     task, tokenizer, label_names = encoding.task, encoding.tokenizer, encoding.label_names
     parts = {
         "format": _FORMAT,
@@ -283,12 +274,12 @@ def _make_key(split: Split, encoding: Encoding) -> str:
 
 
 def describe_processor(processor: Any) -> dict[str, Any]:
-    """All of it that decides about what the model reads."""
+    """Return all settings of a processor that change its output, as plain JSON."""
     if as_tokenizer(processor) is None:
-        described: dict[str, Any] = processor.to_dict()
-        return described
+        settings: dict[str, Any] = processor.to_dict()
+        return settings
     content = json.loads(processor.backend_tokenizer.to_str())
-    for name in ("truncation", "padding"):  # not its own but of the call before
+    for name in ("truncation", "padding"):  # these are left over from the last call
         content.pop(name, None)
     return {
         "content": content,
@@ -301,7 +292,7 @@ def describe_processor(processor: Any) -> dict[str, Any]:
 
 
 def read_code(task: Encoder) -> list[str]:
-    """The source of the task's class and its bases: who edits `encode` must not be given the tokens of before."""
+    """Return the source of the task's class and its bases, so that a change of `encode` invalidates the cache."""
     code: list[str] = []
     for kind in type(task).__mro__:
         try:
@@ -314,9 +305,9 @@ def read_code(task: Encoder) -> list[str]:
 
 @contextlib.contextmanager
 def _rust_threads() -> Iterator[None]:
-    """Tokenise in threads, and in one thread only from then on, unless the user has set which.
+    """Let tokenizers use threads in this block, and only one thread after it, unless the user set the variable.
 
-    Processes that a DataLoader forks later would stand still in those threads, and be warned of it.
+    Processes that a DataLoader forks later could deadlock in these threads, and tokenizers warns about it.
     """
     os.environ[_PARALLELISM] = _PARALLELISM_OF_USER or "true"
     try:
