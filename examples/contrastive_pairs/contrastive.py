@@ -53,7 +53,7 @@ class ContrastivePairs(Task):
         return {"predictions": torch.stack(accuracies), "references": torch.ones(len(accuracies))}
 
     def _compare(self, model, batch):
-        """Yield for each group its cosines `[P, P]` divided by the temperature, and the positions of the targets `[P]`."""
+        """Yield for each group its cosines `[P, P]`, divided by the temperature, and their targets `[P]`."""
         mask = batch["attention_mask"][..., None]
         hidden = model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
         embedded = F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
