@@ -43,7 +43,7 @@ def main() -> int:
             break
         run = bench.run(directory / f"run-{number}", *ALL[case], EPOCHS, num_processes=num_processes)
         runs += 1
-        killed, problem = kill_and_compare(run, bench, dice, wanted=min(KILLS_PER_RUN, options.kills - kills))
+        killed, problem = kill_and_compare(run, bench, dice, max_kills=min(KILLS_PER_RUN, options.kills - kills))
         kills += killed
         mismatches += problem is not None
         print(f"{case}, {num_processes} processes: {killed} kills, {problem or 'the same bits'}", flush=True)
@@ -61,13 +61,13 @@ def main() -> int:
     return 1 if mismatches else 0
 
 
-def kill_and_compare(run: Run, bench: Bench, dice: random.Random, *, wanted: int) -> tuple[int, str | None]:
-    """Kill the run `wanted` times, let it end and compare it. Returns the number of kills and the mismatch, if any."""
+def kill_and_compare(run: Run, bench: Bench, dice: random.Random, *, max_kills: int) -> tuple[int, str | None]:
+    """Kill the run up to `max_kills` times, let it end, and compare it; return the kills and the mismatch or None."""
     options = run.arguments[len(bench.run(run.directory).arguments) :]
     kills = 0
     try:
         whole = bench.whole(*options, num_processes=run.num_processes)
-        while kills < wanted and not (run.path / "model").exists():
+        while kills < max_kills and not (run.path / "model").exists():
             kills += kill_at_random(run, dice, seconds=0.25)
         run.finish()
         assert_same(run, whole)

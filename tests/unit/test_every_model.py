@@ -158,7 +158,7 @@ def test_padding_changes_no_answer_or_is_told_with_its_figure(model_type: str):
     assert trial.is_harmless == (model_type not in DEPENDENT), trial
     assert not trial.is_harmless or difference < 1e-4
     if not trial.is_harmless:
-        assert re.search(r"answers a row otherwise .*: by [\d.e-]+ of its largest logit", trial.describe("X"))
+        assert re.search(r"depends on its padding: by [\d.e-]+ of its largest logit", trial.describe("X"))
 
 
 def test_a_head_that_reads_the_last_position_is_padded_on_the_left():

@@ -118,7 +118,7 @@ def _load(
     _refuse_mismatched_body(name, loaded["mismatched_keys"], num_outputs=num_outputs, cause=cause)
     if plan.quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
         raise UserError(
-            f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to take; set it to null"
+            f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to quantise; set it to null"
         )
     prevent_4_bit_repacking(model)
     return model, sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})

@@ -86,7 +86,7 @@ def attend_rows(
 ) -> tuple[Tensor, None]:
     """Apply `attend` within each row of a packed batch: B is 1, T counts the tokens of all rows, without a mask."""
     if row_lengths is None or row_ends is None or attention_mask is not None:
-        raise ValueError("a packed model takes packed batches alone")
+        raise ValueError("a packed model takes only packed batches")
     query, key, value = cast_as_autocast(query, key, value)
     if not _can_use_flash(query, key, value, dropout=dropout):
         attended = [

@@ -285,11 +285,11 @@ def _check_quantize(section: ModelPlan) -> list[str]:
     key, lora, peft = f"model.quantize: {section.quantize}", section.lora, section.peft
     problems = []
     if section.given is not None or section.name is None or section.from_scratch:
-        problems.append(f"{key}: weights are made small while they load, and here none are; set it to null")
+        problems.append(f"{key}: weights are quantised while they load, and here none are loaded; set it to null")
     if lora["r"] is None and peft["name"] is None:
-        problems.append(f"{key}: such weights do not learn; let an adapter do so beside them: model.lora.r=16")
+        problems.append(f"{key}: 4-bit weights cannot be trained; add an adapter, for example with model.lora.r=16")
     if lora["merge"] or peft["merge"]:
-        problems.append(f"{key}: an adapter cannot be merged with them but for a loss; set merge to false")
+        problems.append(f"{key}: merging an adapter into 4-bit weights would lose precision; set merge to false")
     if importlib.util.find_spec("bitsandbytes") is None:
         problems.append(f"{key} needs the package bitsandbytes: pip install bitsandbytes")
     return problems

@@ -43,8 +43,8 @@ class PaddingTrial:
     def describe(self, name: str) -> str:
         """Return the warning for the user; `name` is the class of the model."""
         return (
-            f"a {name} answers a row otherwise where others pad it: by {self.difference:.2g} of its largest logit, for "
-            "three rows alone and together; so numbers depend on how batches are cut: set batch.per_device=1 and "
+            f"the answer of a {name} to a row depends on its padding: by {self.difference:.2g} of its largest logit, "
+            "for three rows alone and together; so numbers depend on how batches are cut: set batch.per_device=1 and "
             "evaluate.per_device=1, which pads nothing, or choose another model"
         )
 
