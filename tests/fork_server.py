@@ -1,13 +1,12 @@
-"""Python processes that begin where the imports are done.
+"""Python processes that start with the imports already done.
 
-`python -m trainer_loop.run` imports for ten seconds before it does anything. A fork server has imported the same
-modules once. Each process that a test starts here is a fork of it: a process of its own, with its own command line,
-environment, directory, umask and standard streams. It can be killed like any other, and ends with an exit code or by a
-signal.
+The imports of `python -m trainer_loop.run` take ten seconds. The fork server imports the same modules once. Each
+process that a test starts here is a fork of the server, with its own command line, environment, directory, umask and
+standard streams. It can be killed like any other process, and ends with an exit code or by a signal.
 
-Four things differ from a process that the shell starts: it leads a process group of its own; it has the server's seed
-of `hash()`; it does not take its modules apart when it ends; and it is killed when the tests end. A test about the
-start of a process, its imports, its memory or its launcher needs a real process.
+Four things differ from a process of the shell: it leads its own process group; it has the server's seed of `hash()`; it
+does not clean up its modules at exit; and it is killed when the tests end. A test of process start, imports, memory or
+launcher needs a real process.
 """
 
 import atexit
@@ -28,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-# What the commands import, at the start or once they know the task and the model.
+# Modules that the commands import, at the start or once they know the task and the model.
 _MODULES = """
 trainer_loop.cli.run trainer_loop.cli.predict trainer_loop.assembly trainer_loop.description trainer_loop.predictor
 trainer_loop.tasks.sequence_classification trainer_loop.tasks.causal_lm trainer_loop.tasks.token_classification
@@ -36,7 +35,7 @@ transformers.models.bert.modeling_bert transformers.optimization peft sklearn.me
 torch.utils.serialization trainer_loop.report.run_report trainer_loop.quickstart.reviews
 """.split()  # noqa: SIM905
 
-# Variables that nothing reads at import. Where any other differs, the process is forked from another server.
+# Variables that no module reads at import. If another variable differs, the process needs another server.
 _READ_LATE = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("TRAINER_LOOP_CACHE", "PYTEST_CURRENT_TEST", "TOKENIZERS_PARALLELISM", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
@@ -52,7 +51,7 @@ _servers: dict[frozenset[tuple[str, str]], tuple[socket.socket, "subprocess.Pope
 
 
 class Process:
-    """A process that was started; the part of `subprocess.Popen` that tests use."""
+    """A started process, with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, arguments: Sequence[str], status: socket.socket):
         self.args = list(arguments)
@@ -71,7 +70,7 @@ class Process:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code. Raises subprocess.TimeoutExpired after so many seconds."""
+        """Return the exit code. Raises subprocess.TimeoutExpired after `timeout` seconds."""
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
@@ -88,7 +87,7 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def kill_group(self) -> None:
-        """Kill it with all processes that it has started."""
+        """Kill the process and all its children."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -117,28 +116,28 @@ def start(
 def run(
     arguments: Sequence[str], *, cwd: str | Path, env: dict[str, str] | None = None, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
-    """As `subprocess.run` with capture_output and text: it ends when nobody can write to the output any more."""
+    """Like `subprocess.run` with capture_output and text. Returns when no process has the output open for writing."""
     (out, into_out), (err, into_err) = os.pipe(), os.pipe()
     try:
         process = start(arguments, cwd=cwd, env=env, stdout=into_out, stderr=into_err)
     finally:
         os.close(into_out)
         os.close(into_err)
-    late = threading.Timer(timeout, process.kill_group)
-    late.start()
-    told: list[str] = []
+    timer = threading.Timer(timeout, process.kill_group)
+    timer.start()
+    error_texts: list[str] = []
     with open(out) as output, open(err) as errors:  # noqa: PTH123 - they are file descriptors
-        reader = threading.Thread(target=lambda: told.append(errors.read()))
+        reader = threading.Thread(target=lambda: error_texts.append(errors.read()))
         reader.start()
         printed = output.read()
         reader.join()
     code = process.wait()
-    late.cancel()
-    return subprocess.CompletedProcess(process.args, code, printed, told[0])
+    timer.cancel()
+    return subprocess.CompletedProcess(process.args, code, printed, error_texts[0])
 
 
 def _find_server(env: dict[str, str]) -> socket.socket:
-    """The server for processes with this environment; the first that asks for it starts it."""
+    """Return the server for processes with this environment; start it at the first call."""
     key = frozenset((name, value) for name, value in env.items() if name not in _READ_LATE)
     if key not in _servers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -148,7 +147,7 @@ def _find_server(env: dict[str, str]) -> socket.socket:
                 env=dict(key),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # no Ctrl-C reaches it; it ends with the other end of this socket
+                start_new_session=True,  # Ctrl-C does not reach it; it ends when the tests close the socket
             )
         _servers[key] = ours, server
     return _servers[key][0]
@@ -165,7 +164,7 @@ def _close() -> None:
 
 
 def serve(channel: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request until nobody can ask any more. Returns the request in the fork, None in the server."""
+    """Fork for each request until the channel is closed. Returns the request in the fork, None in the server."""
     running: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> pid, where its exit code goes
     while True:
         for ready in select.select([channel, *running], [], [])[0]:
@@ -181,8 +180,8 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
                     os.killpg(pid, signal.SIGKILL)
                 return None
             status = socket.socket(fileno=descriptors.pop())
-            assert _count_threads() == 1, "of several threads a fork has one"
-            gc.freeze()  # or every fork would copy the pages of all that is imported, when it collects garbage
+            assert _count_threads() == 1, "a fork has only one of several threads"
+            gc.freeze()  # without this, garbage collection in a fork would copy the memory of all imports
             pid = os.fork()
             if pid == 0:
                 os.setpgid(0, 0)
@@ -194,7 +193,7 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
                     connection.close()
                 return dict(json.loads(block))
             with contextlib.suppress(PermissionError, ProcessLookupError):
-                os.setpgid(pid, pid)  # it does so itself, too; whoever gets the answer may kill the group
+                os.setpgid(pid, pid)  # also here, because the test may kill the group at once
             for descriptor in descriptors:
                 os.close(descriptor)
             running[os.pidfd_open(pid)] = pid, status
@@ -202,23 +201,23 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
 
 
 def _count_threads() -> int:
-    """Threads of this process, but for that of pyarrow's allocator, which takes care of forks."""
+    """Return the number of threads of this process, without that of pyarrow's allocator, which supports forks."""
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     return len(names) - names.count("jemalloc_bg_thd")
 
 
 def _send(status: socket.socket, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the test has lost interest
+    with contextlib.suppress(BrokenPipeError):  # the test no longer waits
         status.send(str(number).encode())
 
 
 def become(request: dict[str, Any]) -> None:
-    """Run the module or file as `python` does."""
+    """Run the module or file of the request, as `python` does."""
     os.environ.clear()
     os.environ.update(request["environment"])
     os.umask(request["umask"])
     os.chdir(request["cwd"])
-    for generator in (sys.modules["numpy"].random, sys.modules["torch"]):  # Python's own does so by itself
+    for generator in (sys.modules["numpy"].random, sys.modules["torch"]):  # Python seeds its own at a fork
         generator.seed()
     first, *others = request["arguments"]
     if first == "-m":
@@ -235,7 +234,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def end(error: BaseException | None) -> None:
-    """End this process as Python does, but for taking every module apart, which costs a second."""
+    """End this process as Python does, without the clean-up of modules, which takes a second."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -264,8 +263,8 @@ def main() -> None:
     with importing_torch():
         for name in _MODULES:
             importlib.import_module(name)
-    # What every start would make anew: a large table, the defaults of a config, patterns to read versions with, the
-    # template of the report, the reviews of the quickstart and of the examples.
+    # Results that every start would compute again: a large table, the defaults of a config, patterns that parse
+    # versions, the template of the report, the reviews of the quickstart and of the examples.
     sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")
     sys.modules["trainer_loop.config.load"].read_config(None, [])
     sys.modules["trainer_loop.record.run_dir"].package_versions()

@@ -1,4 +1,4 @@
-"""One small training run described by plain values, so that one process and two can run the very same thing."""
+"""Small training runs described by plain values, so that one process and several can run exactly the same."""
 
 import functools
 import json
@@ -40,24 +40,24 @@ class Scenario:
     shortest: int = 3
     num_validation_rows: int = 0
     evaluation_per_device: int | None = None
-    blank_every: int | None = None  # causal_lm: every so many rows is one token long and has no target
-    backend: str | None = None  # of torch.compile; None: not compiled
+    blank_every: int | None = None  # causal_lm: every n-th row has one token and so no target
+    backend: str | None = None  # of torch.compile; None: do not compile
     gradient_checkpointing: bool = False
     precision: str = "no"
-    frozen_steps: int = 0  # the embeddings do not move before
+    frozen_steps: int = 0  # the embeddings are frozen until this step
     max_grad_value: float | None = None
-    weighted: bool = False  # each row's loss has one of four factors
+    weighted: bool = False  # each row has one of four loss weights
     shard: str = "none"  # none, zero2 or full
     replicas: int = 1  # copies of a sharded model
-    exchange: str = "microbatch"  # as the keys of the section parallel
+    exchange: str = "microbatch"  # this and the next: as in the config section `parallel`
     offload: str = "none"
     lora: bool = False
     ema: float | None = None
-    tight: str | None = None  # process 1 runs out of memory with more than 64 tokens, in this pass: forward, backward
-    sparing: bool = False  # one parameter is used by some rows only, another by none
+    tight: str | None = None  # pass (forward, backward) in which process 1 cannot hold more than 64 tokens
+    sparing: bool = False  # one parameter is used only by some rows, another by none
     streamed: bool = False
-    model: str | None = None  # see `tiny.make_model`; None: one for the task, whose dropout may be set
-    loss_scale: float = 2.0**16  # of fp16, at first
+    model: str | None = None  # see `tiny.make_model`; None: the model of the task, with `dropout`
+    loss_scale: float = 2.0**16  # initial loss scale of fp16
 
     @property
     def name(self) -> str:
@@ -68,18 +68,18 @@ class Scenario:
 class Outcome:
     losses: list[float]
     grad_norms: list[float]
-    weights: torch.Tensor  # all of them, flat, float64
+    weights: torch.Tensor  # all weights, flattened, float64
     rows: list[list[list[int]]]  # [process][step][row]
     microbatches: list[list[int]]  # [process][step]
     evaluation: dict[str, float]
-    logged: list[dict[str, float]]  # in training, by a task that logs
-    held: list[int]  # bytes of weights, gradients and optimizer state on this process, before the last update
-    num_graphs: int  # that were compiled
-    num_updates: int  # that changed the weights
+    logged: list[dict[str, float]]  # metrics that the task logs in training
+    memory: list[int]  # bytes of weights, gradients and optimizer state on this process, before the last update
+    num_graphs: int  # compiled graphs
+    num_updates: int  # updates that changed the weights
 
 
 def run_here(scenario: Scenario, directory: Path) -> Outcome:
-    """Run the scenario in this process (or, inside a group, as its part); the outcome of process 0 is complete."""
+    """Run the scenario in this process, which may belong to a group. The outcome of process 0 is complete."""
     from accelerate.utils import gather_object
 
     rows = tiny.make_rows(
@@ -114,7 +114,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         if scenario.shard == "none":
             compile_model(model, backend=scenario.backend)
     accelerator = make_accelerator(precision="no" if scenario.precision == "fp16" else scenario.precision)
-    if scenario.precision == "fp16":  # accelerate refuses it on a CPU
+    if scenario.precision == "fp16":  # accelerate refuses fp16 on a CPU
         scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scenario.loss_scale)
         accelerator.unscale_gradients = lambda optimizer: scaler.unscale_(optimizer.optimizer)
         model.forward = torch.autocast("cpu", torch.float16)(model.forward)
@@ -130,7 +130,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         exchange=scenario.exchange,
         offload=scenario.offload,
         streamed=scenario.streamed,
-        averaged_weights=None if scenario.ema is None else lambda made: Ema(made, decay=scenario.ema),
+        averaged_weights=None if scenario.ema is None else lambda model: Ema(model, decay=scenario.ema),
         accelerator=accelerator,
         compute_dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(scenario.precision),
         model=model,
@@ -141,21 +141,21 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         lr=scenario.lr,
         validation_rows=validation,
         evaluation_layout=tiny.Layout(per_device=scenario.evaluation_per_device),
-        frozen_until=lambda learns: [(scenario.frozen_steps, list(learns.get_input_embeddings().parameters()))],
+        frozen_until=lambda model: [(scenario.frozen_steps, list(model.get_input_embeddings().parameters()))],
         max_grad_value=scenario.max_grad_value,
         metrics=load_metrics(["perplexity"] if scenario.task == "causal_lm" else names, num_labels=3),
     )
-    held: list[int] = []
+    memory: list[int] = []
     clip = loop.clip_gradients
 
-    def count_held(step: int) -> Any:
+    def measure_memory(step: int) -> Any:
         weights = list(loop.bare_model.parameters())
-        state = [value for of_weight in loop.optimizer.state.values() for value in of_weight.values()]
+        state = [value for per_weight in loop.optimizer.state.values() for value in per_weight.values()]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        held[:] = [sum(local_part(tensor).nbytes for tensor in tensors) for tensors in (weights, gradients, state)]
+        memory[:] = [sum(local_part(tensor).nbytes for tensor in tensors) for tensors in (weights, gradients, state)]
         return clip(step)
 
-    loop.clip_gradients = count_held
+    loop.clip_gradients = measure_memory
     if scenario.backend and loop.engine.sharded is not None:
         compile_layers(loop.engine.sharded.innermost, backend=scenario.backend)
     loop.fit()
@@ -170,7 +170,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         microbatches=gather_object([loop.recording.microbatches]),
         evaluation=evaluation,
         logged=loop.recording.logged,
-        held=held,
+        memory=memory,
         num_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"] if scenario.backend else 0,
         num_updates=loop.engine.schedule_step,
     )
@@ -178,7 +178,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
 
 @functools.cache
 def run_alone(scenario: Scenario) -> Outcome:
-    """Run the scenario on one process. Tests that compare with the same scenario share its outcome."""
+    """Run the scenario on one process. The outcome is cached for all tests."""
     with tempfile.TemporaryDirectory() as directory:
         return run_here(scenario, Path(directory))
 
@@ -190,14 +190,14 @@ def make_task(scenario: Scenario) -> tiny.Task:
 
 
 def run_in_group(scenarios: list[Scenario], directory: Path, *, num_processes: int = 2) -> dict[str, Outcome]:
-    """Run the scenarios one after the other in one group of processes joined by gloo."""
-    described = directory / "scenarios.json"
-    described.write_text(json.dumps([asdict(scenario) for scenario in scenarios]))
+    """Run the scenarios one after the other in one group of processes connected by gloo."""
+    scenario_file = directory / "scenarios.json"
+    scenario_file.write_text(json.dumps([asdict(scenario) for scenario in scenarios]))
     output = directory / "output.txt"
     with output.open("w") as file:
         processes = [
             fork_server.start(
-                [__file__, str(described)],
+                [__file__, str(scenario_file)],
                 cwd=directory,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | rank,
                 stdout=file,
@@ -211,7 +211,7 @@ def run_in_group(scenarios: list[Scenario], directory: Path, *, num_processes: i
 
 
 def make_ranks(num_processes: int) -> list[dict[str, str]]:
-    """The environment of each of so many processes of one group, as a launcher sets it."""
+    """Return the environment of each process of a group, as a launcher sets it."""
     group = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
     return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
 
@@ -223,13 +223,13 @@ def find_free_port() -> int:
 
 
 def main() -> None:
-    described = Path(sys.argv[1])
+    scenario_file = Path(sys.argv[1])
     outcomes = {}
-    for values in json.loads(described.read_text()):
+    for values in json.loads(scenario_file.read_text()):
         scenario = Scenario(**values)
-        outcomes[scenario.name] = vars(run_here(scenario, described.parent))
+        outcomes[scenario.name] = vars(run_here(scenario, scenario_file.parent))
     if int(os.environ["RANK"]) == 0:
-        torch.save(outcomes, described.parent / "outcomes.pt")
+        torch.save(outcomes, scenario_file.parent / "outcomes.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""A tiny pretrained model, a small CSV of made-up reviews, and the command: here, or in a process of its own."""
+"""Fixtures: a tiny pretrained model, a small CSV of made-up reviews, and the command in this or another process."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ class Ended:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as the hub has it: a BERT without a head, its weights and its tokenizer."""
+    """Directory of a model as on the hub: config, weights and tokenizer of a BERT without a head."""
     directory = tmp_path_factory.mktemp("tiny-bert")
     tokenizer = make_wordpiece([text for text, _ in make_reviews(300)], vocab_size=300, max_length=64)
     tokenizer.save_pretrained(directory)
@@ -56,7 +56,7 @@ def reviews(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def arguments(tiny_model: Path, reviews: Path, tmp_path: Path) -> list[str]:
-    """A complete small run, to which a test adds what it is about."""
+    """Arguments of a complete small run, to which a test adds its own."""
     return [
         f"model.name={tiny_model}",
         f"data.train={reviews}",
@@ -72,7 +72,7 @@ def arguments(tiny_model: Path, reviews: Path, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., Ended]:
-    """The command in this process, with tmp_path as the current directory."""
+    """A function that runs the command in this process, with tmp_path as the current directory."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Ended:
@@ -90,10 +90,10 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 @pytest.fixture
 def subprocess_command(tmp_path: Path) -> Callable[..., Ended]:
-    """The command as a user types it, in a process of its own."""
+    """A function that runs the command in a separate process, as a user does."""
 
     def run(*arguments: str, launcher: tuple[str, ...] = (), environment: dict[str, str] | None = None) -> Ended:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), "trainer_loop.run", *arguments],
             cwd=tmp_path,
             env={**os.environ, **(environment or {})},
@@ -101,6 +101,6 @@ def subprocess_command(tmp_path: Path) -> Callable[..., Ended]:
             text=True,
             timeout=300,
         )
-        return Ended(done.returncode, done.stdout, done.stderr)
+        return Ended(result.returncode, result.stdout, result.stderr)
 
     return run

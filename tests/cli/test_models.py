@@ -270,7 +270,8 @@ def test_an_answer_that_depends_on_padding_is_told_with_its_figure(small, comman
     assert ended.code == 0, ended.err
     (line,) = [line for line in ended.out.splitlines() if line.startswith("warning: ")]
     assert re.match(
-        r"warning: a FNetForSequenceClassification answers a row otherwise .* by 0\.\d+ of its largest", line
+        r"warning: the answer of a FNetForSequenceClassification to a row depends on .* by 0\.\d+ of its largest",
+        line,
     )
     ended = command(*small, "model.name=base", "dry_run=true", "batch.per_device=1", "evaluate.per_device=1")
     assert "warning" not in ended.out

@@ -1,4 +1,4 @@
-"""A run whose pace a test can hold back, what it gives uninterrupted, and machines that are switched off at the end."""
+"""Fixtures: a run that a test can slow down, its uninterrupted result, and machines that are stopped after the test."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from machines import Machine, read_weights
 from made_up import make_reviews, write_csv
 from scenarios import make_ranks
 
-# The same numbers at any pace: while there is a file named `slow`, a step leaves a test the time to act.
+# While a file named `slow` exists, each step waits, so that a test has time to act. The numbers stay the same.
 _LAB = """
 import time
 from pathlib import Path
@@ -26,7 +26,7 @@ def summed(logits, targets):
 
 @pytest.fixture(scope="session")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run from scratch with dropout, which saves only when it is asked to stop; it writes into `run`."""
+    """Arguments of a run from scratch with dropout, which saves only when it is asked to stop; it writes into `run`."""
     directory = tmp_path_factory.mktemp("data")
     return [
         "model={type: bert, tokenizer: train, vocab_size: 300}",
@@ -47,7 +47,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where a run is started, at the slow pace."""
+    """Working directory of a slowed-down run."""
     (tmp_path / "lab.py").write_text(_LAB)
     (tmp_path / "slow").touch()
     return tmp_path
@@ -55,18 +55,18 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of the run as two processes of this machine train them."""
+    """Weights of the run after training with two processes on this machine."""
     directory = tmp_path_factory.mktemp("uninterrupted")
     (directory / "lab.py").write_text(_LAB)
     output = directory / "output.txt"
-    with output.open("w") as told:
+    with output.open("w") as file:
         processes = [
             fork_server.start(
                 ["-m", "trainer_loop.run", *arguments],
                 cwd=directory,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | rank,
-                stdout=told,
-                stderr=told,
+                stdout=file,
+                stderr=file,
             )
             for rank in make_ranks(2)
         ]
@@ -76,7 +76,7 @@ def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def switch_on(directory: Path) -> Iterator[Callable[..., Machine]]:
-    """Makes machines that live as long as the test."""
+    """A function that starts machines, which are stopped after the test."""
     machines: list[Machine] = []
 
     def make(**options: Any) -> Machine:

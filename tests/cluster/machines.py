@@ -1,4 +1,4 @@
-"""Machines inside this one, each with a network and processes of its own, and what a test reads of a run."""
+"""Simulated machines, each with separate network and processes, and functions that read files of a run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 _NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
 
-# Lives as long as its standard input: were the tests killed, everything inside would end with them.
+# Ends with its standard input. So if the tests are killed, everything inside the machine ends too.
 _INIT = """
 set -e
 read -r pid _ </proc/self/stat
@@ -34,7 +34,7 @@ true
 
 
 def require(*programs: str) -> None:
-    """Skip the test where it cannot run; where TRAINER_LOOP_REQUIRE_CLUSTER_TESTS=1 says that it must, fail."""
+    """Skip the test if it cannot run here; fail it if TRAINER_LOOP_REQUIRE_CLUSTER_TESTS=1."""
     missing = [program for program in programs if shutil.which(program, path=_path()) is None]
     if missing:
         reason = f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm munge iproute2)"
@@ -54,9 +54,11 @@ def _path() -> str:
 
 
 class Machine:
-    """Namespaces of its own for network, mounts and processes; whatever runs inside ends when it is switched off.
+    """Separate namespaces for network, mounts and processes. All processes inside end when it is switched off.
 
-    directory: where commands start. setup: shell commands run inside before any other.
+    Args:
+        directory: working directory of commands.
+        setup: shell commands to run inside before all others.
     """
 
     def __init__(self, directory: Path, *, setup: str = "", environment: dict[str, str] | None = None):
@@ -72,15 +74,15 @@ class Machine:
                 text=True,
             )
             assert self._init.stdout is not None
-            told = self._init.stdout.readline()
-            if not told:
+            first_line = self._init.stdout.readline()
+            if not first_line:
                 self._init.communicate()
                 stderr.seek(0)
                 raise RuntimeError(f"the machine does not start: {stderr.read()}")
-        self.pid = int(told)
+        self.pid = int(first_line)
 
     def start(self, *command: str | Path, output: Path) -> subprocess.Popen[str]:
-        """What the command prints is appended to `output`."""
+        """Start a command, with its output appended to the file `output`."""
         with output.open("a") as stdout:
             return subprocess.Popen(
                 self._inside(command),
@@ -92,7 +94,7 @@ class Machine:
             )
 
     def run(self, *command: str | Path) -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             self._inside(command),
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -100,13 +102,13 @@ class Machine:
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout
 
     def switch_off(self) -> None:
-        if self._init.returncode is not None:  # it is off
+        if self._init.returncode is not None:  # it is already off
             return
-        os.kill(self.pid, signal.SIGKILL)  # the first process inside; it ends when all others have
+        os.kill(self.pid, signal.SIGKILL)  # the first process inside; with it all others end
         self._init.communicate()
 
     def _inside(self, command: tuple[str | Path, ...]) -> list[str]:
@@ -117,17 +119,17 @@ class Machine:
 def wait_until(
     condition: Callable[[], Any], what: str, *, output: Path | None = None, seconds: float = 300, every: float = 0.05
 ) -> None:
-    """Ask every so many seconds whether it is so; fail after `seconds`, with what was told until then."""
+    """Check the condition every `every` seconds; fail after `seconds`, with the content of `output`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            told = output.read_text() if output is not None and output.exists() else ""
-            pytest.fail(f"waited {seconds:g} seconds in vain for: {what}\n{told}")
+            text = output.read_text() if output is not None and output.exists() else ""
+            pytest.fail(f"waited {seconds:g} seconds in vain for: {what}\n{text}")
         time.sleep(every)
 
 
 def count_steps(run: Path) -> int:
-    """The last step in the run's log."""
+    """Return the last step in metrics.jsonl; 0 if there is none yet."""
     with suppress(FileNotFoundError, IndexError):
         return int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
     return 0

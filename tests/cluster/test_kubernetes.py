@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 
 
 class Pods:
-    """Two pods of the TrainJob, here two shells."""
+    """Two pods of the TrainJob, simulated by two shells."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -62,17 +62,17 @@ def pods(directory: Path) -> Iterator[Pods]:
             shell.wait(timeout=300)
 
 
-def test_pods_of_which_one_is_evicted_are_preempted_and_go_on_when_they_are_made_anew(
+def test_pods_are_preempted_when_one_is_evicted_and_resume_when_they_are_recreated(
     pods: Pods, arguments: list[str], directory: Path, uninterrupted: bytes
 ):
     run = directory / "run"
     arguments = [argument for argument in arguments if not argument.startswith("run_dir=")]
     pods.start(arguments)
     wait_until(lambda: count_steps(run) >= 3, "three steps", output=pods.output)
-    pods.shells[1].send_signal(signal.SIGTERM)  # as Kubernetes does, to the first process of the pod alone
+    pods.shells[1].send_signal(signal.SIGTERM)  # as Kubernetes does: only to the first process of the pod
     codes = pods.wait()
     assert codes[0] == 75, pods.output.read_text()
-    assert codes[1] in (75, 1), "the other one may end before the first has written how"
+    assert codes[1] in (75, 1), "this pod may end before the first has written its status"
 
     (directory / "slow").unlink()
     pods.start(arguments)

@@ -1,4 +1,4 @@
-"""launch/slurm/train.sbatch in a real Slurm: two nodes, which are two slurmd on one machine."""
+"""launch/slurm/train.sbatch in a real Slurm with two nodes, which are two slurmd on one machine."""
 
 import re
 from collections.abc import Callable
@@ -11,8 +11,8 @@ pytestmark = pytest.mark.cluster
 
 SBATCH = ROOT / "launch" / "slurm" / "train.sbatch"
 
-# cred_expire: a requeued job waits that long before it starts again. Slurm looks names up only where there is an
-# address beside 127.0.0.1, so each node has one.
+# cred_expire: seconds until a requeued job starts again. Each node has an address besides 127.0.0.1, because Slurm
+# needs one to resolve names.
 _SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=localhost
@@ -54,7 +54,7 @@ slurmd -N n2
 
 
 class Slurm:
-    """The cluster, and one job in it."""
+    """The cluster and one job in it."""
 
     def __init__(self, machine: Machine):
         self.machine = machine
@@ -62,7 +62,7 @@ class Slurm:
         self.output = Path()
 
     def submit(self, *options: str, arguments: list[str]) -> None:
-        """Submit the shipped file as a user does."""
+        """Submit the shipped sbatch file as a user does."""
         self.job = self.machine.run("sbatch", "--parsable", *options, SBATCH, *arguments).strip()
         self.output = self.machine.directory / f"slurm-{self.job}.out"
 
@@ -70,16 +70,16 @@ class Slurm:
         self.machine.run("scancel", *options, self.job)
 
     def show(self, name: str) -> str:
-        """A field of `scontrol show job`."""
-        found = re.search(rf"\b{name}=(\S+)", self.machine.run("scontrol", "show", "job", self.job))
-        assert found is not None
-        return found[1]
+        """Return a field of `scontrol show job`."""
+        match = re.search(rf"\b{name}=(\S+)", self.machine.run("scontrol", "show", "job", self.job))
+        assert match is not None
+        return match[1]
 
     def has_ended(self) -> bool:
         return self.show("JobState") not in ("PENDING", "RUNNING", "COMPLETING")
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        # Each look starts a program of Slurm, whose controller then has less time for the job.
+        # Check seldom: each check calls the controller of Slurm, which then has less time for the job.
         wait_until(lambda: condition() or self.has_ended(), what, output=self.output, every=0.5)
         assert condition(), self.output.read_text()
 
@@ -94,7 +94,7 @@ def slurm(directory: Path, switch_on: Callable[..., Machine]) -> Slurm:
     state = directory / "slurm"
     (state / "controller").mkdir(parents=True)
     (state / "slurm.conf").write_text(_SLURM_CONF.format(state=state))
-    (state / "gres.conf").write_text("Name=gpu File=/run/gpu[0-1]\n")  # GPUs to be counted, not to be used
+    (state / "gres.conf").write_text("Name=gpu File=/run/gpu[0-1]\n")  # GPUs that Slurm counts and the job does not use
     environment = {"SLURM_CONF": str(state / "slurm.conf"), "GLOO_SOCKET_IFNAME": "lo"}
     machine = switch_on(setup=_START, environment=environment)
     wait_until(
@@ -106,7 +106,7 @@ def slurm(directory: Path, switch_on: Callable[..., Machine]) -> Slurm:
     return Slurm(machine)
 
 
-def test_a_job_over_two_nodes_that_is_preempted_comes_back_and_ends_with_the_same_weights(
+def test_a_preempted_job_on_two_nodes_is_requeued_and_ends_with_the_same_weights(
     slurm: Slurm, arguments: list[str], directory: Path, uninterrupted: bytes
 ):
     run = directory / "run"
@@ -123,11 +123,11 @@ def test_a_job_over_two_nodes_that_is_preempted_comes_back_and_ends_with_the_sam
     (directory / "slow").unlink()
 
     slurm.wait_until(slurm.has_ended, "done")
-    told = slurm.output.read_text()
-    assert slurm.show("JobState") == "COMPLETED", told
-    assert "2 x cpu" in told
-    assert told.count("preempted at step") == 2
-    assert f"resumed at step {saved['step']} of" in told
+    output = slurm.output.read_text()
+    assert slurm.show("JobState") == "COMPLETED", output
+    assert "2 x cpu" in output
+    assert output.count("preempted at step") == 2
+    assert f"resumed at step {saved['step']} of" in output
     assert read_weights(run) == uninterrupted
 
 
@@ -144,18 +144,18 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm: Slurm, arguments: l
     assert "2 x cpu" in slurm.output.read_text(), "one process for each GPU"
 
 
-def test_a_job_that_is_told_to_stop_before_it_trains_goes_back_into_the_queue(slurm: Slurm, arguments: list[str]):
+def test_a_job_that_is_stopped_before_training_is_requeued(slurm: Slurm, arguments: list[str]):
     slurm.submit("--nodes=1", arguments=arguments)
     slurm.wait_until(lambda: slurm.output.exists(), "started")
     slurm.signal("--batch", "--signal=USR1")
     slurm.wait_until(lambda: slurm.show("Restarts") == "1", "requeued")
-    # Whether a process was there already to say so is a matter of luck.
+    # The message comes from the script, because a process may not have started yet.
     slurm.wait_until(lambda: "is back in the queue" in slurm.output.read_text(), "a line that says so")
     assert "step=" not in slurm.output.read_text()
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_is_not_put_back_for_what_an_earlier_one_left(
+def test_a_failed_job_is_not_requeued_because_of_an_old_status_file(
     slurm: Slurm, arguments: list[str], directory: Path
 ):
     (directory / "run").mkdir()

@@ -1,4 +1,4 @@
-"""Two hosts on one network, with processes on each; a link is cut in mid-run, or a host is lost."""
+"""Two hosts on one network, with processes on each: the link is cut during a run, or a host is lost."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.cluster
 
 TIMEOUT_SECONDS = 9
-LONG_TIMEOUT_SECONDS = 30  # four processes start less evenly on few cores
+LONG_TIMEOUT_SECONDS = 30  # on few cores, four processes start at different times
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,7 +27,7 @@ def required() -> None:
 
 @pytest.fixture
 def hosts(switch_on: Callable[..., Machine]) -> list[Machine]:
-    """Two hosts and a switch, so that the wire of a host stays up when the other is lost."""
+    """Two hosts and a switch, so that the link of one host stays up when the other is lost."""
     hosts = [switch_on(environment={"GLOO_SOCKET_IFNAME": "wire"}) for _ in range(2)]
     switch = switch_on(setup="ip link add hub type bridge\nip link set hub up")
     for number, host in enumerate(hosts, start=1):
@@ -42,7 +42,7 @@ def hosts(switch_on: Callable[..., Machine]) -> list[Machine]:
 def launch(
     hosts: list[Machine], arguments: list[str], outputs: list[Path], *, num_processes: int = 2
 ) -> list[subprocess.Popen[str]]:
-    """The command of launch/accelerate/multi_node.yaml on each host."""
+    """Start the command of launch/accelerate/multi_node.yaml on each host."""
     config = ROOT / "launch" / "accelerate" / "multi_node.yaml"
     command = ["accelerate", "launch", "--config_file", str(config), "--num_processes", str(num_processes)]
     command += ["--num_machines", str(len(hosts)), "--main_process_ip", "10.0.0.1"]
@@ -52,7 +52,7 @@ def launch(
     ]
 
 
-def test_a_cut_link_ends_both_sides_with_a_message_and_the_run_goes_on_when_it_is_back(
+def test_a_cut_link_ends_both_sides_with_a_message_and_the_run_resumes_when_it_is_back(
     hosts: list[Machine], arguments: list[str], directory: Path, uninterrupted: bytes
 ):
     run = directory / "run"
@@ -64,14 +64,14 @@ def test_a_cut_link_ends_both_sides_with_a_message_and_the_run_goes_on_when_it_i
     cut = time.monotonic()
     codes = [process.wait(timeout=60) for process in processes]
     seconds = time.monotonic() - cut
-    told = [output.read_text() for output in outputs]
-    assert all(codes), told
-    assert seconds < TIMEOUT_SECONDS + 30, f"{seconds:.1f} seconds: {told}"
-    assert re.search(r"^error: process 1 .*no longer answers.*the same command goes on", told[0], re.M), told[0]
-    assert re.search(r"^process 1: error: process 0.* no longer answers.*the same command goes on", told[1], re.M), (
-        told[1]
+    texts = [output.read_text() for output in outputs]
+    assert all(codes), texts
+    assert seconds < TIMEOUT_SECONDS + 30, f"{seconds:.1f} seconds: {texts}"
+    assert re.search(r"^error: process 1 .*no longer answers.*the same command goes on", texts[0], re.M), texts[0]
+    assert re.search(r"^process 1: error: process 0.* no longer answers.*the same command goes on", texts[1], re.M), (
+        texts[1]
     )
-    assert "Traceback" not in told[0].partition("error: ")[0]
+    assert "Traceback" not in texts[0].partition("error: ")[0]
 
     hosts[0].run("ip", "link", "set", "wire", "up")
     (directory / "slow").unlink()
@@ -82,7 +82,7 @@ def test_a_cut_link_ends_both_sides_with_a_message_and_the_run_goes_on_when_it_i
     assert read_weights(run) == uninterrupted
 
 
-# Each process writes down the rows of its steps.
+# Each process records the rows of its steps.
 _RECORDER = """
 import json, os
 from trainer_loop.data.loader import TrainLoader
@@ -101,7 +101,7 @@ TrainLoader.__getitem__ = recorded
 
 
 def read_rows(directory: Path, num_processes: int) -> dict[int, list[int]]:
-    """The rows of each step that so many processes made, in ascending order."""
+    """Return step -> the sorted rows of all processes, from the files of a run with `num_processes`."""
     steps: dict[int, list[int]] = {}
     for rank in range(num_processes):
         for line in (directory / f"rows-{num_processes}-{rank}").read_text().splitlines():
@@ -110,13 +110,13 @@ def read_rows(directory: Path, num_processes: int) -> dict[int, list[int]]:
     return steps
 
 
-def test_a_sharded_run_that_loses_a_host_goes_on_with_the_other(
+def test_a_sharded_run_that_loses_a_host_resumes_on_the_other(
     hosts: list[Machine], arguments: list[str], directory: Path, tmp_path_factory: pytest.TempPathFactory
 ):
-    """Two copies of the model, each spread over the two processes of a host."""
+    """The run has two copies of the model, each sharded over the two processes of a host."""
     arguments = [
         *arguments,
-        "model.overrides.hidden_dropout_prob=0",  # its draws depend on the process
+        "model.overrides.hidden_dropout_prob=0",  # its random numbers depend on the process
         "model.overrides.attention_probs_dropout_prob=0",
         "batch.max_tokens=40",
         "checkpoint.every=5",
@@ -140,10 +140,10 @@ def test_a_sharded_run_that_loses_a_host_goes_on_with_the_other(
     lost = time.monotonic()
     code = processes[0].wait(timeout=90)
     seconds = time.monotonic() - lost
-    told = outputs[0].read_text()
-    assert code, told
-    assert seconds < LONG_TIMEOUT_SECONDS + 30, f"{seconds:.1f} seconds: {told}"
-    assert re.search(r"^error: process [0-9, ]*[23] no longer answers.*the same command goes on", told, re.M), told
+    text = outputs[0].read_text()
+    assert code, text
+    assert seconds < LONG_TIMEOUT_SECONDS + 30, f"{seconds:.1f} seconds: {text}"
+    assert re.search(r"^error: process [0-9, ]*[23] no longer answers.*the same command goes on", text, re.M), text
 
     (directory / "slow").unlink()
     (process,) = launch(hosts[:1], sharded, outputs[:1], num_processes=2)

@@ -144,7 +144,7 @@ def test_the_memory_plan_is_what_process_0_holds(how: str, on_two: dict[str, Out
     options = {"num_parts": 2, "accumulates": True, "reduce_dtype": torch.float32}
     held = find_held_tensors(outline)
     plan = plan_zero2(held, **options) if how == "zero2" else plan_full(held, **options, cast_to=None)
-    assert [plan.weights, plan.gradients, plan.optimizer] == on_two[shard(BASE, how).name].held
+    assert [plan.weights, plan.gradients, plan.optimizer] == on_two[shard(BASE, how).name].memory
 
 
 def test_in_bf16_the_weights_stay_in_float32_and_no_gradient_is_lost(on_two: dict[str, Outcome]):

@@ -1,4 +1,4 @@
-"""One bench for all tests: what it has trained once, uninterrupted, is compared with many runs."""
+"""One bench for all tests: each uninterrupted run is trained once and compared with many interrupted runs."""
 
 import pytest
 from harness import Bench

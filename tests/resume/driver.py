@@ -1,10 +1,10 @@
-"""The command with a fault in it: at the place that FAULT_AT names, the process does to itself what FAULT says.
+"""Run the command with an injected fault: at the place FAULT_AT, the process does to itself what FAULT names.
 
     FAULT_AT=step:5 FAULT=kill python tests/resume/driver.py config=quickstart.yaml
 
-FAULT_RANK: only this process of several has the fault. FAULT_ONCE: a file; where it exists there is no fault, and the
-fault makes it. RECORD: a file that gets a line for every update, with the rows this process trained on, and with START,
-the number of this start.
+FAULT_RANK: only this process has the fault. FAULT_ONCE: a file that the fault creates; if it exists, there is no fault.
+RECORD: a file that gets one line per update, with the rows that this process trained on. START: the number of this
+start, also in these lines.
 """
 
 import functools
@@ -25,7 +25,7 @@ _SECONDS_TO_RECEIVE = 30.0
 
 
 def main() -> int:
-    """As `python -m trainer_loop.run`."""
+    """Run `python -m trainer_loop.run` with the fault."""
     from trainer_loop.cli.run import main as run
 
     if "CLAIM_SECONDS" in os.environ:
@@ -36,15 +36,15 @@ def main() -> int:
         _record_rows(Path(os.environ["RECORD"]))
     once = Path(os.environ.get("FAULT_ONCE", ""))
     rank = os.environ.get("RANK", "0")
-    mine = os.environ.get("FAULT_RANK", rank) == rank
-    if "FAULT_AT" in os.environ and mine and not once.is_file():
+    has_fault = os.environ.get("FAULT_RANK", rank) == rank
+    if "FAULT_AT" in os.environ and has_fault and not once.is_file():
         place, _, which = os.environ["FAULT_AT"].partition(":")
         PLACES[place](_Fault(os.environ.get("FAULT", "kill"), once), int(which or 1))
     return run()
 
 
 class _Fault:
-    """What happens, at most once in a process."""
+    """The fault. It happens at most once in a process."""
 
     def __init__(self, what: str, once: Path):
         self.what, _, self.argument = what.partition(":")
@@ -75,11 +75,11 @@ class _Fault:
         assert self.received.wait(_SECONDS_TO_RECEIVE)
 
     def signal_group(self) -> None:
-        """As a scheduler does it: to the process and all that it has started."""
+        """Signal the process and all its children, as a scheduler does."""
         os.killpg(0, getattr(signal, self.argument))
 
     def hang(self) -> None:
-        """Where Python runs no signal handler."""
+        """Block in a system call, so that Python runs no signal handler."""
         Path(self.argument).touch()
         os.read(os.pipe()[0], 1)
 
@@ -90,7 +90,7 @@ class _Fault:
         subprocess.run(shlex.split(self.argument), check=True)
 
     def console(self) -> None:
-        """Standard output and standard error can no longer be written; with `1` or `2` behind it only one of them."""
+        """Break standard output and standard error; an appended `:1` or `:2` breaks only one of them."""
         kind, _, which = self.argument.partition(":")
         reader, writer = os.pipe()
         os.close(reader)
@@ -100,7 +100,7 @@ class _Fault:
                 os.dup2(broken[kind], descriptor)
 
     def clock(self) -> None:
-        """The clock of the machine jumps by so many seconds."""
+        """Make the clock of the process jump by this number of seconds."""
         real, seconds = time.time, float(self.argument)
         time.time = lambda: real() + seconds  # type: ignore[assignment]
 
@@ -109,14 +109,14 @@ class _Fault:
 
 
 def _at_fit(fault: _Fault, _which: int) -> None:
-    """When training begins."""
+    """When training starts."""
     from trainer_loop import TrainingLoop
 
     _hook(TrainingLoop, "fit", before=lambda *_: fault.happen())
 
 
 def _at_step(fault: _Fault, step: int) -> None:
-    """In step `step` (from 1): its gradients are there and the update is not."""
+    """In step `step` (from 1), after its gradients and before its update."""
     from trainer_loop import TrainingLoop
 
     _hook(TrainingLoop, "clip_gradients", before=lambda loop, _: loop.train_step_number == step and fault.happen())
@@ -124,7 +124,7 @@ def _at_step(fault: _Fault, step: int) -> None:
 
 
 def _at_updated(fault: _Fault, step: int) -> None:
-    """After the update of step `step`, of which nothing is noted yet."""
+    """After the update of step `step`, before it is logged."""
     from trainer_loop import TrainingLoop
 
     _hook(TrainingLoop, "train_step", after=lambda _, batch: batch.step + 1 == step and fault.happen())
@@ -134,13 +134,13 @@ def _at_evaluation(fault: _Fault, number: int) -> None:
     """In the `number`-th evaluation of this process, after its first microbatch."""
     from trainer_loop.data.loader import EvaluationLoader
 
-    iterate, begun = EvaluationLoader.__iter__, 0
+    iterate, count = EvaluationLoader.__iter__, 0
 
     def hooked(loader: EvaluationLoader) -> Iterator[Any]:
-        nonlocal begun
-        begun += 1
+        nonlocal count
+        count += 1
         for position, microbatch in enumerate(iterate(loader)):
-            if begun == number and position == 1:
+            if count == number and position == 1:
                 fault.happen()
             yield microbatch
 
@@ -148,34 +148,34 @@ def _at_evaluation(fault: _Fault, number: int) -> None:
 
 
 def _at_half_checkpoint(fault: _Fault, step: int) -> None:
-    """Weights and optimizer of the checkpoint are written, beside; the rest is not."""
+    """After weights and optimizer of the checkpoint are written to the temporary directory, before the rest is."""
     from trainer_loop.record import checkpoint_writer
 
-    def is_it(path: Path, _value: Any) -> bool:
+    def is_target(path: Path, _value: Any) -> bool:
         return path.name == "state.json" and f"{step:08d}" in path.parent.name
 
-    _hook(checkpoint_writer, "write_json", before=lambda path, value: is_it(path, value) and fault.happen())
+    _hook(checkpoint_writer, "write_json", before=lambda path, value: is_target(path, value) and fault.happen())
 
 
 def _at_part(fault: _Fault, step: int) -> None:
-    """The checkpoint has no tensors of this process yet."""
+    """Before this process writes its tensors of the checkpoint."""
     from trainer_loop.record import checkpoint_writer
 
-    def is_it(file: Path) -> bool:
+    def is_target(file: Path) -> bool:
         return f"{step:08d}" in file.parent.name
 
-    _hook(checkpoint_writer, "save_file", before=lambda _, file, **__: is_it(file) and fault.happen())
+    _hook(checkpoint_writer, "save_file", before=lambda _, file, **__: is_target(file) and fault.happen())
 
 
 def _at_unsealed(fault: _Fault, step: int) -> None:
-    """All files of the checkpoint are written; its manifest is not."""
+    """After all files of the checkpoint are written except the manifest."""
     from trainer_loop.record import checkpoint_writer
 
     _hook(checkpoint_writer, "seal", before=lambda manifest: manifest["step"] == step and fault.happen())
 
 
 def _at_unnamed(fault: _Fault, step: int) -> None:
-    """The checkpoint is complete and has not its name yet."""
+    """After the checkpoint is complete, before it gets its final name."""
     from trainer_loop.record import checkpoint_writer
 
     _hook(
@@ -184,17 +184,17 @@ def _at_unnamed(fault: _Fault, step: int) -> None:
 
 
 def _at_latest(fault: _Fault, step: int) -> None:
-    """The checkpoint has its name; `latest` still means the one before."""
+    """After the checkpoint has its name, while `latest` still points to the one before."""
     _before_link(fault, "latest", step)
 
 
 def _at_best(fault: _Fault, step: int) -> None:
-    """The checkpoint has its name; `best` still means the best before."""
+    """After the checkpoint has its name, while `best` still points to the previous best."""
     _before_link(fault, "best", step)
 
 
 def _at_rotation(fault: _Fault, step: int) -> None:
-    """After the save of `step`, when the first file of the oldest checkpoint is gone."""
+    """After the save of `step`, when the first file of the oldest checkpoint is deleted."""
     from trainer_loop.record.checkpoint_writer import CheckpointWriter
 
     rotating = False
@@ -208,7 +208,7 @@ def _at_rotation(fault: _Fault, step: int) -> None:
 
 
 def _at_row(fault: _Fault, step: int) -> None:
-    """Half a row of this step is in metrics.jsonl."""
+    """After half a row of this step is written to metrics.jsonl."""
     from trainer_loop.record import logs
 
     def write_half(path: Path, text: str) -> None:
@@ -221,42 +221,42 @@ def _at_row(fault: _Fault, step: int) -> None:
 
 
 def _at_rewriting(fault: _Fault, _which: int) -> None:
-    """What the resumed run does again is taken out of metrics.jsonl, beside it."""
+    """Before metrics.jsonl is replaced by a copy without the rows that the resumed run repeats."""
     from trainer_loop.record import logs
 
     _hook(logs.os, "replace", before=lambda _, target: Path(target).name == "metrics.jsonl" and fault.happen())
 
 
 def _at_restored(fault: _Fault, _which: int) -> None:
-    """The checkpoint is loaded and nothing is written yet."""
+    """After the checkpoint is loaded, before anything is written."""
     from trainer_loop.record.checkpoint import Checkpointer
 
     _hook(Checkpointer, "load", after=lambda *_: fault.happen())
 
 
 def _at_half_export(fault: _Fault, _which: int) -> None:
-    """The model is written, beside; what says that the run is complete is not."""
+    """After the model is written to a temporary directory, before the file that marks the run as complete."""
     from trainer_loop.record import export
 
     _hook(export, "write_json", before=lambda *_: fault.happen())
 
 
 def _at_exported(fault: _Fault, _which: int) -> None:
-    """model/ is in its place, and nothing came after."""
+    """Directly after model/ is in its place."""
     from trainer_loop import outputs
 
     _hook(outputs, "export_model", after=lambda *_, **__: fault.happen())
 
 
 def _at_tokenising(fault: _Fault, _which: int) -> None:
-    """Inside the lock on the cache."""
+    """While texts are tokenised, with the cache locked."""
     from trainer_loop.data import tokenise
 
     _hook(tokenise, "encode_rows", before=lambda *_, **__: fault.happen())
 
 
 def _at_worker(fault: _Fault, _which: int) -> None:
-    """In a process that loads data, before it has come to its own preparations."""
+    """In a data loader worker, before its own preparations."""
     from torch.utils.data._utils import signal_handling
 
     _hook(signal_handling, "_set_worker_signal_handlers", after=fault.happen)
@@ -277,7 +277,7 @@ def _at_file(fault: _Fault, number: int) -> None:
             path, writing = (arguments[1] if event in ("os.rename", "os.symlink") else arguments[0]), True
         else:
             return
-        # A folder is emptied by names relative to it.
+        # Deletions inside a folder use names relative to it.
         inside = str(path).startswith(root) or event in ("os.remove", "os.rmdir")
         if writing and inside:
             changes += 1
@@ -295,19 +295,19 @@ PLACES: dict[str, Callable[[_Fault, int], None]] = {
 def _before_link(fault: _Fault, name: str, step: int) -> None:
     from trainer_loop.record import checkpoint_writer
 
-    def is_it(link: Path, target: Path) -> bool:
+    def is_target(link: Path, target: Path) -> bool:
         return link.name == name and target.name.endswith(f"{step:08d}")
 
-    _hook(checkpoint_writer, "point", before=lambda link, target: is_it(link, target) and fault.happen())
+    _hook(checkpoint_writer, "point", before=lambda link, target: is_target(link, target) and fault.happen())
 
 
 def _number_steps() -> None:
     from trainer_loop import TrainingLoop
 
-    def note(loop: Any, batch: Any) -> None:
+    def store_step(loop: Any, batch: Any) -> None:
         loop.train_step_number = batch.step + 1
 
-    _hook(TrainingLoop, "train_step", before=note)
+    _hook(TrainingLoop, "train_step", before=store_step)
 
 
 def _record_rows(path: Path) -> None:
@@ -327,7 +327,7 @@ def _record_rows(path: Path) -> None:
 def _hook(
     owner: Any, name: str, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
 ) -> None:
-    """Call `before` or `after` with the arguments of owner.name whenever that is called."""
+    """Call `before` or `after` at each call of owner.name, with its arguments."""
     original = getattr(owner, name)
 
     @functools.wraps(original)

@@ -1,6 +1,6 @@
-"""Runs of the command that are killed and started again, and what must be true of them afterwards.
+"""Runs of the command that are killed and started again, and checks of what they leave.
 
-Each start is a process of its own, from the fork server, and can be killed like any other.
+Each start is a separate process from the fork server, which can be killed like any other.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from trainer_loop.record.run_dir import RunDir
 
 HERE = Path(__file__).parent
 KILLED = -signal.SIGKILL
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # another number of threads, other rounding
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # rounding depends on the number of threads
 _TIMEOUT = 300.0
 _TIMES_OF_STATE = {"train_seconds", "interval"}
 
-# Three to six microbatches a step, eight steps an epoch; saved, evaluated and logged at steps of their own.
+# Three to six microbatches a step, eight steps an epoch; saves, evaluations and log rows are at different steps.
 BASE = (
-    "seed=56",  # the best are those of steps 3 and 12
+    "seed=56",  # the evaluations at steps 3 and 12 are the best so far
     "data.max_length=32",
     "batch={size: 8, max_tokens: 40}",
     "train={epochs: 2, precision: no, threads: 1, timeout_minutes: 1}",
@@ -66,7 +66,7 @@ CASES = {
     ),
     "lora": ("model.lora={r: 2, dropout: 0.1}", "train.max_grad_value=0.01"),
 }
-# On several processes, which hold parts of the model.
+# For several processes, each of which holds a part of the model.
 SHARDED = {
     "zero2": ("parallel.shard=zero2", "checkpoint.background=true"),
     "full": (
@@ -88,20 +88,20 @@ class Ended:
 
     @property
     def problems(self) -> list[str]:
-        """Lines of stderr that tell an error, without their `error: `."""
+        """Error lines of stderr, without their `error: `."""
         return [line.partition("error: ")[2] for line in self.err.splitlines() if "error: " in line]
 
     @property
     def warnings(self) -> list[str]:
         return [line.removeprefix("warning: ") for line in self.out.splitlines() if line.startswith("warning: ")]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return f"exit code {self.code}\n{self.out}\n{self.err}"
 
 
 @dataclass
 class Process:
-    """One start of the command, from the fork server; its output goes to files that have no name."""
+    """One start of the command by the fork server, with its output in unnamed temporary files."""
 
     started: fork_server.Process
     out: IO[str]
@@ -122,29 +122,29 @@ class Process:
         self.started.send_signal(number)
 
     def kill(self) -> None:
-        """With all that it has started."""
+        """Kill the process and all its children."""
         self.started.kill_group()
 
     def is_running(self) -> bool:
         return self.started.poll() is None
 
     def wait(self, seconds: float = _TIMEOUT) -> Ended:
-        late = False
+        timed_out = False
         try:
             code = self.started.wait(seconds)
         except subprocess.TimeoutExpired:
-            late = True
+            timed_out = True
             self.kill()
             code = self.started.wait(seconds)
         for file in (self.out, self.err):
             file.seek(0)
         ended = Ended(code, self.out.read(), self.err.read())
-        assert not late, f"still running after {seconds} seconds\n{ended.told()}"
+        assert not timed_out, f"still running after {seconds} seconds\n{ended.describe()}"
         return ended
 
 
 def launch(run: "Run", *options: str, program: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
-    """`accelerate launch` as a user types it, with all its output in `launch.log`. To be ended by `end_tree`."""
+    """Start `accelerate launch` as a user does, with its output in `launch.log`. End it with `end_tree`."""
     with (run.directory / "launch.log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", *options, *program, *run.arguments, "run_dir=run"],
@@ -158,22 +158,22 @@ def launch(run: "Run", *options: str, program: Sequence[str], **environment: str
 
 
 def end_tree(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to a process and to all that it has started, wherever they have gone."""
-    family = [process.pid]
-    for pid in family:  # grows as it goes
-        family += list_children(pid)
-    for pid in family:
+    """Kill a process and all its descendants, in any process group."""
+    pids = [process.pid]
+    for pid in pids:  # the loop also visits the pids that it appends
+        pids += list_children(pid)
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
 def list_children(pid: int) -> list[int]:
-    """Processes that this one has started and that still run."""
+    """Return the running children of a process."""
     children = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()  # after the name, which may hold anything
+            fields = stat.read_text().rpartition(")")[2].split()  # after the name, which may contain any character
             if int(fields[1]) == pid and fields[0] != "Z":
                 children.append(int(stat.parent.name))
     return children
@@ -191,12 +191,12 @@ def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = 300.
 
 @dataclass
 class Run:
-    """One run directory, `run` in a directory of its own, and the command that is started again and again."""
+    """A run directory, named `run` in a separate directory, and the command that is started repeatedly."""
 
     directory: Path
     arguments: tuple[str, ...]
     num_processes: int = 1
-    newest: int = 0  # the step of the newest complete checkpoint that was ever seen
+    newest: int = 0  # step of the newest complete checkpoint seen so far
     processes: list[Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class Run:
         return self.directory / "run"
 
     def start(self, *more: str, num_processes: int | None = None, **environment: str) -> list[Process]:
-        """One start of the command, by all its processes. environment: FAULT_AT and the like."""
+        """Start all processes of the command. `environment` has variables of driver.py, such as FAULT_AT."""
         number = num_processes or self.num_processes
         ranks = make_ranks(number) if number > 1 else [{}]
         arguments = [*self.arguments, "run_dir=run", *more]
@@ -231,21 +231,21 @@ class Run:
         return self.wait()
 
     def kill_at(self, place: str, *, rank: int = 0, together: bool = True) -> list[Ended]:
-        """Start it and let the process `rank` kill itself there. together: with it all others are killed."""
+        """Start the run and let process `rank` kill itself at `place`; with `together`, kill all others at once."""
         self.start(FAULT_AT=place, FAULT_RANK=str(rank))
         if together:
             self.processes[rank].wait()
             self.kill()
         ended = self.wait()
-        told = "\n".join(process.told() for process in ended)
-        assert ended[rank].code == KILLED, f"{place} was not reached\n{told}"
+        outputs = "\n".join(process.describe() for process in ended)
+        assert ended[rank].code == KILLED, f"{place} was not reached\n{outputs}"
         self.check()
         return ended
 
     def finish(self, *more: str, num_processes: int | None = None, **environment: str) -> str:
-        """Start it and let it end; what process 0 said."""
+        """Start the run, let it end with 0, and return the standard output of process 0."""
         ended = self.run(*more, num_processes=num_processes, **environment)
-        assert all(process.code == 0 for process in ended), "\n".join(process.told() for process in ended)
+        assert all(process.code == 0 for process in ended), "\n".join(process.describe() for process in ended)
         assert all("Traceback" not in process.err for process in ended), ended[0].err
         self.check()
         return ended[0].out
@@ -253,11 +253,11 @@ class Run:
     # -------------------------------------------------------------------------------------------------- afterwards
 
     def checkpoints(self) -> dict[int, str | None]:
-        """step -> what is wrong with it."""
+        """Return step -> the fault of its checkpoint; None if it is complete."""
         return {int(path.name.partition("-")[2]): find_fault(path) for path in list_checkpoints(RunDir(self.path))}
 
     def check(self) -> None:
-        """What is true at every moment: nothing that was saved is lost, and nothing points at half a checkpoint."""
+        """Check what always holds: no saved checkpoint is lost, and links point to complete checkpoints only."""
         complete = [step for step, fault in self.checkpoints().items() if fault is None]
         newest = max(complete, default=0)
         assert newest >= self.newest, f"step {self.newest} was saved, and {complete} are complete now"
@@ -272,7 +272,7 @@ class Run:
                 json.loads(line)
 
     def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl without what a clock decides."""
+        """Return the rows of metrics.jsonl without metrics that depend on time or machine."""
         rows = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
         return [{name: value for name, value in row.items() if name not in MACHINE_METRICS} for row in rows]
 
@@ -282,15 +282,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a finished run leaves behind and no clock decides."""
+    """Everything that a finished run leaves, except what depends on time."""
 
     rows: list[dict[str, Any]]
     model: dict[str, bytes]
-    checkpoint: dict[str, Any]  # file of the newest -> its content
+    checkpoint: dict[str, Any]  # file of the newest checkpoint -> its content
     listed: dict[str, str]  # checkpoint or link -> where the link points
     status: dict[str, Any]
     predictions: dict[str, bytes]
-    scored: dict[str, Any]  # of the report: the step and the worst rows of each set
+    scored: dict[str, Any]  # from the report: step and worst rows of each set
 
     @classmethod
     def read(cls, run: Run) -> "Outcome":
@@ -316,7 +316,7 @@ class Outcome:
 
 
 def _read(file: Path) -> Any:
-    """Every bit of a file's content; how torch.save lays it out depends on which of equal numbers are one object."""
+    """Return the content of a file for comparison bit by bit. Files of torch.save may differ with equal content."""
     import torch
 
     def spell_out(value: Any) -> Any:
@@ -330,7 +330,7 @@ def _read(file: Path) -> Any:
 
 
 def assert_same(run: Run, whole: Outcome) -> None:
-    """Bit by bit what the run that nobody killed has left."""
+    """Check that a run left the same bits as the uninterrupted run."""
     other = run.remember()
     steps = [row["step"] for row in other.rows if "lr" in row]
     assert steps == sorted(set(steps)), f"a step twice: {steps}"
@@ -349,7 +349,7 @@ def assert_same(run: Run, whole: Outcome) -> None:
 
 @dataclass
 class Bench:
-    """A model and reviews; makes runs of them, and knows how each ends that nobody kills."""
+    """A model and reviews: creates runs, and stores the outcome of each uninterrupted run."""
 
     directory: Path
     model: Path
@@ -368,7 +368,7 @@ class Bench:
         )
 
     def run(self, directory: Path, *options: str, num_processes: int = 1) -> Run:
-        """A run that is not started yet."""
+        """Create a run without starting it."""
         options = tuple(
             option.replace("TRAIN", str(self.train)).replace("VALIDATION", str(self.validation)) for option in options
         )
@@ -385,19 +385,19 @@ class Bench:
         return Run(directory, arguments, num_processes)
 
     def whole(self, *options: str, num_processes: int = 1) -> Outcome:
-        """What the run leaves behind where nobody kills it; run once."""
+        """Return the outcome of the uninterrupted run; trained once per set of options."""
         key = (*options, num_processes)
         if key not in self.wholes:
             run = self.run(self.directory / f"whole-{len(self.wholes)}", *options, num_processes=num_processes)
-            began = time.monotonic()
+            start = time.monotonic()
             run.finish()
-            self.seconds[key] = time.monotonic() - began
+            self.seconds[key] = time.monotonic() - start
             self.wholes[key] = run.remember()
         return self.wholes[key]
 
 
 def make_model(directory: Path) -> Path:
-    """A directory as the hub has it: a BERT without a head, its weights and its tokenizer."""
+    """Write a model directory as on the hub: config, weights and tokenizer of a BERT without a head."""
     import torch
     from transformers import BertConfig, BertModel
     from wordpiece import make_wordpiece
@@ -424,8 +424,12 @@ def make_model(directory: Path) -> Path:
 
 
 def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
-    """Start the run, and kill one or all of its processes within so many seconds of the begin of training, or before,
-    or at some change to a file. False where it had ended by then.
+    """Start the run and kill one or all of its processes at a random moment.
+
+    The moment is a random change to a file, or at most `seconds` after the start of the command or of the training.
+
+    Returns:
+        Whether a process was killed; false if the run had already ended.
     """
     is_alone, only_one = run.num_processes == 1, False
     if dice.random() < 0.3:
@@ -438,17 +442,17 @@ def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
         run.start(FAULT_AT="fit", FAULT=f"touch:{mark}", FAULT_RANK="0")
         if dice.random() < 0.8:
             wait_until(lambda: mark.exists() or not run.processes[0].is_running(), what="training begins")
-        time.sleep(dice.uniform(0, seconds))  # the moment is what is random
-        only_one = not is_alone and mark.exists() and dice.random() < 0.3  # the others notice that it is gone
+        time.sleep(dice.uniform(0, seconds))  # the random moment
+        only_one = not is_alone and mark.exists() and dice.random() < 0.3  # the others notice the lost process
     processes = list(run.processes)
     dice.shuffle(processes)
     for process in processes[:1] if only_one else processes:
         process.kill()
         time.sleep(dice.choice([0.0, 0.0, 0.01]))
     ended = run.wait()
-    # A process whose worker is killed an instant before it may still say so, and end of it.
-    killed = [process.code == KILLED or "killed by signal: Killed" in process.err for process in ended]
-    fine = [was or process.code in (0, 4) for was, process in zip(killed, ended, strict=True)]
-    assert all(fine), "\n".join(process.told() for process in ended)
+    # If its data worker is killed first, a process may report this and end by itself.
+    is_killed = [process.code == KILLED or "killed by signal: Killed" in process.err for process in ended]
+    is_expected = [each or process.code in (0, 4) for each, process in zip(is_killed, ended, strict=True)]
+    assert all(is_expected), "\n".join(process.describe() for process in ended)
     run.check()
-    return any(killed)
+    return any(is_killed)

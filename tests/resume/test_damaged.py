@@ -1,4 +1,4 @@
-"""A checkpoint that is not as it was written is named with what is wrong, set aside, and the one before is used."""
+"""A damaged checkpoint is reported with its fault and set aside, and the run resumes from the one before."""
 
 import io
 import shutil
@@ -45,7 +45,7 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def killed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that was killed when everything was done but the export."""
+    """A run that was killed when only the export was left to do."""
     run = bench.run(tmp_path_factory.mktemp("killed"), *OPTIONS)
     run.kill_at("half_export")
     assert sorted(run.checkpoints()) == [3, 12, 14, 16], "the best, and the newest three"
@@ -64,7 +64,7 @@ def test_each_file_of_the_newest(file, damage, killed, bench, tmp_path):
     inflict(newest / file)
 
     (ended,) = run.run()
-    assert ended.code == 0, ended.told()
+    assert ended.code == 0, ended.describe()
     (warning,) = ended.warnings
     what = "manifest.json is missing or damaged" if file == "manifest.json" else what.format(file=file)
     assert warning.startswith(f"run/checkpoints/step-00000016: {what}")
@@ -76,7 +76,7 @@ def test_each_file_of_the_newest(file, damage, killed, bench, tmp_path):
 
 @pytest.fixture(scope="module")
 def killed_with_shards(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same of two processes, each of which has written its part."""
+    """The same for two processes, each of which has written its part."""
     run = bench.run(tmp_path_factory.mktemp("killed_with_shards"), *SHARDED["full"], num_processes=2)
     run.kill_at("half_export")
     assert sorted(file.name for file in (run.path / "checkpoints" / "step-00000016").iterdir()) == SHARDED_FILES
@@ -90,14 +90,14 @@ def test_each_file_of_the_newest_that_several_processes_wrote(file, damage, kill
     inflict, what = DAMAGES[damage]
     checkpoints = tmp_path / "run" / "checkpoints"
     inflict(checkpoints / "step-00000016" / file)
-    told = io.StringIO()
-    chosen = choose_checkpoint(RunDir(tmp_path / "run"), "auto", Console(stream=told))
+    stream = io.StringIO()
+    chosen = choose_checkpoint(RunDir(tmp_path / "run"), "auto", Console(stream=stream))
     assert chosen == checkpoints / "step-00000014"
     what = "manifest.json is missing or damaged" if file == "manifest.json" else what.format(file=file)
-    assert told.getvalue().startswith(f"warning: {checkpoints / 'step-00000016'}: {what}")
+    assert stream.getvalue().startswith(f"warning: {checkpoints / 'step-00000016'}: {what}")
 
 
-def test_a_run_of_shards_goes_on_from_the_one_before(killed_with_shards, bench, tmp_path):
+def test_a_sharded_run_resumes_from_the_checkpoint_before(killed_with_shards, bench, tmp_path):
     run = bench.run(tmp_path, *SHARDED["full"], num_processes=2)
     shutil.copytree(killed_with_shards.path, run.path, symlinks=True)
     flip(run.path / "checkpoints" / "step-00000016" / PARTS[1])
@@ -106,7 +106,7 @@ def test_a_run_of_shards_goes_on_from_the_one_before(killed_with_shards, bench, 
     assert_same(run, bench.whole(*SHARDED["full"], num_processes=2))
 
 
-def test_the_newest_that_is_the_best_too(bench, tmp_path):
+def test_a_damaged_checkpoint_that_is_newest_and_best(bench, tmp_path):
     whole = bench.whole()
     run = bench.run(tmp_path)
     run.kill_at("step:13")
@@ -114,7 +114,7 @@ def test_the_newest_that_is_the_best_too(bench, tmp_path):
     assert (run.path / "checkpoints" / "best").resolve() == newest.resolve()
     flip(newest / "model.safetensors")
     (ended,) = run.run()
-    assert ended.code == 0, ended.told()
+    assert ended.code == 0, ended.describe()
     assert "resumed at step 10 of 16" in ended.out
     shutil.rmtree(newest.with_name("step-00000012.damaged"))
     assert_same(run, whole)
@@ -123,16 +123,16 @@ def test_the_newest_that_is_the_best_too(bench, tmp_path):
 @pytest.mark.parametrize(
     ("file", "damage"), [*((file, "truncated") for file in FILES), ("state.json", "deleted"), ("state.json", "flipped")]
 )
-def test_one_that_is_asked_for_by_its_path_is_refused_in_one_line(file, damage, killed, bench, tmp_path):
+def test_a_damaged_checkpoint_named_in_resume_is_refused_in_one_line(file, damage, killed, bench, tmp_path):
     damaged = tmp_path / "run" / "checkpoints" / "step-00000016"
     shutil.copytree(killed.path / "checkpoints" / damaged.name, damaged)
     inflict, what = DAMAGES[damage]
     inflict(damaged / file)
     run = bench.run(tmp_path / "branch", *OPTIONS, f"resume={damaged}")
     (ended,) = run.run()
-    assert ended.code == 2, ended.told()
+    assert ended.code == 2, ended.describe()
     what = "manifest.json is missing or damaged" if file == "manifest.json" else what.format(file=file)
     (line,) = ended.err.splitlines()
     assert line.startswith(f"error: resume: {damaged}: {what}")
     assert not run.path.exists()
-    assert damaged.is_dir(), "it is another run's, and stays as it is"
+    assert damaged.is_dir(), "it belongs to another run and is left unchanged"

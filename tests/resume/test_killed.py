@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment, and started again ends as if nobody had killed it, bit for bit."""
+"""A run that is killed at any moment and started again ends bit for bit like an uninterrupted run."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from harness import (
 )
 from scenarios import find_free_port
 
-# Of the run under test, 16 steps: saved at 2, 4, ..., evaluated at 3, 6, 9, 12, 15, 16; an epoch has 8.
+# The run under test has 16 steps, 8 per epoch: saved at 2, 4, ..., evaluated at 3, 6, 9, 12, 15, 16.
 PLACES = [
     "tokenising",
     "fit",
@@ -42,12 +42,12 @@ PLACES = [
     "half_export",
     "exported",
 ]
-# One after the other in one run, so that all but the first hit a run that was resumed.
+# These follow each other in one run, so that all but the first hit a resumed run.
 CHAIN = ["half_checkpoint:4", "evaluation:1", "row:9", "step:9", "restored", "rewriting"]
 LONG = "train.epochs=8"
-# make test has the cases of a row together, the first on two processes; make test-slow has each case on its own, too.
-TOGETHER = ("ema", "plateau", "background", "patience")
-ALONE_TOGETHER = [("workers", "neftune", "unfreezing", "patience by a metric"), ("bf16", "lora", "mixture")]
+# `make test` combines the cases of each row, the first on two processes; `make test-slow` also runs each alone.
+TWO_PROCESS_CASES = ("ema", "plateau", "background", "patience")
+ONE_PROCESS_CASES = [("workers", "neftune", "unfreezing", "patience by a metric"), ("bf16", "lora", "mixture")]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -60,7 +60,7 @@ def test_killed_once(place, bench, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cases", [*ALONE_TOGETHER, *(pytest.param((case,), marks=pytest.mark.slow) for case in CASES)], ids=" and ".join
+    "cases", [*ONE_PROCESS_CASES, *(pytest.param((case,), marks=pytest.mark.slow) for case in CASES)], ids=" and ".join
 )
 def test_killed_again_and_again_with(cases, bench, tmp_path):
     options = [option for case in cases for option in CASES[case]]
@@ -78,7 +78,7 @@ def test_killed_30_times_at_random(bench, tmp_path):
     run = bench.run(tmp_path, LONG)
     dice = random.Random(30)
     kills = sum(kill_at_random(run, dice, seconds=0.15) for _ in range(30))
-    assert kills >= 25  # the others came too late
+    assert kills >= 25  # some kills come after the end of the run
     run.finish()
     assert_same(run, whole)
 
@@ -93,7 +93,7 @@ def test_two_processes_killed_together(place, bench, tmp_path):
 
 
 def test_two_processes_killed_again_and_again(bench, tmp_path):
-    options = [option for case in TOGETHER for option in CASES[case]]
+    options = [option for case in TWO_PROCESS_CASES for option in CASES[case]]
     run = bench.run(tmp_path, *options, num_processes=2)
     for place in CHAIN:
         run.kill_at(place)
@@ -110,7 +110,7 @@ def test_two_processes_killed_at_random(bench, tmp_path):
     assert_same(run, whole)
 
 
-def test_killed_in_the_rotation_after_which_nothing_is_saved(bench, tmp_path):
+def test_killed_in_the_last_rotation(bench, tmp_path):
     newest_only = "checkpoint.keep_last=1"
     run = bench.run(tmp_path, newest_only)
     run.kill_at("rotation:16")
@@ -118,25 +118,25 @@ def test_killed_in_the_rotation_after_which_nothing_is_saved(bench, tmp_path):
     assert_same(run, bench.whole(newest_only))
 
 
-def test_killed_after_the_save_of_the_best_weights_which_holds_that_they_are_evaluated(bench, tmp_path):
+def test_killed_after_the_save_of_the_best_weights(bench, tmp_path):
     """The run resumes after the evaluation, so its predictions must be on disk before the save."""
-    seldom = "checkpoint.every=5"  # not at step 12
-    run = bench.run(tmp_path, seldom)
+    every_5 = "checkpoint.every=5"  # not at step 12
+    run = bench.run(tmp_path, every_5)
     run.kill_at("best:12")
     assert "resumed at step 12" in run.finish()
-    assert_same(run, bench.whole(seldom))
+    assert_same(run, bench.whole(every_5))
 
 
 def test_the_command_as_it_is_typed(bench, tmp_path):
-    """Everything above begins in the crash harness; this does not, and gives the same bits."""
+    """The tests above start the command in the harness. Without it, the run gives the same bits."""
     run = bench.run(tmp_path)
     run.kill_at("step:5")
     command = [sys.executable, "-m", "trainer_loop.run", *run.arguments, "run_dir=run"]
-    # Another number of threads adds up in another order.
+    # Another number of threads would add in another order.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=run.directory, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step 4 of 16" in done.stdout
+    result = subprocess.run(command, cwd=run.directory, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "resumed at step 4 of 16" in result.stdout
     assert_same(run, bench.whole())
 
 
@@ -148,7 +148,7 @@ def test_the_command_as_it_is_typed(bench, tmp_path):
     ],
 )
 def test_the_launcher_is_killed(kill, bench, tmp_path):
-    """Its processes, left alone, must not train on beside those that are started next."""
+    """The processes of a killed launcher must end, and not train next to those of the next start."""
     long = "train.epochs=4"
     run = bench.run(tmp_path, long, num_processes=2)
     options = ("--multi_gpu", "--num_processes", "2", "--main_process_port", str(find_free_port()))

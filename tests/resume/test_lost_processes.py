@@ -1,4 +1,4 @@
-"""One of two processes is gone, or stands still: the other says which, ends with 4, and the same command goes on."""
+"""One of two processes ends or hangs: the other names it and exits with 4, and the same command resumes the run."""
 
 import json
 import re
@@ -10,17 +10,17 @@ from scenarios import find_free_port
 LOST = 4
 
 
-def assert_told(ended: Ended, *, survivor: int, silent: str) -> None:
-    """In one line that names who is silent."""
-    assert ended.code == LOST, ended.told()
+def assert_process_named(ended: Ended, *, survivor: int, silent: str) -> None:
+    """Check that one error line of a process names the process that no longer answers."""
+    assert ended.code == LOST, ended.describe()
     (line,) = [line for line in ended.err.splitlines() if "error:" in line]
-    speaker = "" if survivor == 0 else f"process {survivor}: "
+    prefix = "" if survivor == 0 else f"process {survivor}: "
     assert re.fullmatch(
-        rf"{speaker}error: {silent} no longer answers \(.+\); the same command goes on from the last checkpoint", line
+        rf"{prefix}error: {silent} no longer answers \(.+\); the same command goes on from the last checkpoint", line
     )
 
 
-def assert_goes_on(run: Run, bench) -> None:
+def assert_resumes(run: Run, bench) -> None:
     status = json.loads((run.path / "status.json").read_text()) if (run.path / "status.json").exists() else None
     assert status is None or status["exit_code"] == LOST
     run.finish()
@@ -31,19 +31,19 @@ def assert_goes_on(run: Run, bench) -> None:
 def test_process_1_is_killed(place, bench, tmp_path):
     run = bench.run(tmp_path, num_processes=2)
     ended = run.kill_at(place, rank=1, together=False)
-    assert_told(ended[0], survivor=0, silent="process 1")
-    assert_goes_on(run, bench)
+    assert_process_named(ended[0], survivor=0, silent="process 1")
+    assert_resumes(run, bench)
 
 
 def test_process_0_is_killed_while_it_saves(bench, tmp_path):
     run = bench.run(tmp_path, num_processes=2)
     ended = run.kill_at("half_checkpoint:6", rank=0, together=False)
-    assert_told(ended[1], survivor=1, silent="process 0, or its machine,")
-    assert_goes_on(run, bench)
+    assert_process_named(ended[1], survivor=1, silent="process 0, or its machine,")
+    assert_resumes(run, bench)
 
 
 @pytest.mark.parametrize(("stopped", "silent"), [(1, "process 1"), (0, "process 0, or its machine,")])
-def test_a_process_stands_still(stopped, silent, bench, tmp_path):
+def test_a_process_hangs(stopped, silent, bench, tmp_path):
     run = bench.run(tmp_path, "train.timeout_minutes=0.1", num_processes=2)
     processes = run.start(FAULT_AT="step:5", FAULT="stop", FAULT_RANK=str(stopped))
     try:
@@ -51,7 +51,7 @@ def test_a_process_stands_still(stopped, silent, bench, tmp_path):
         assert processes[stopped].is_running()
     finally:
         run.kill()
-    assert_told(ended, survivor=1 - stopped, silent=silent)
+    assert_process_named(ended, survivor=1 - stopped, silent=silent)
     assert run.wait()[stopped].code == KILLED
     run.finish()
     assert_same(run, bench.whole(num_processes=2))
@@ -83,8 +83,8 @@ def test_the_launcher_starts_the_processes_again(bench, tmp_path):
         code = started.wait(300)
     finally:
         end_tree(started)
-    told = (tmp_path / "launch.log").read_text()
+    output = (tmp_path / "launch.log").read_text()
     assert once.exists()
-    assert code == 0, told
-    assert told.count("resumed at step 10 of 16") == 1
+    assert code == 0, output
+    assert output.count("resumed at step 10 of 16") == 1
     assert_same(run, bench.whole(num_processes=2))

@@ -1,4 +1,4 @@
-"""Every optimizer and every schedule by its name: trained, killed, and gone on with bit for bit."""
+"""Every optimizer and every schedule: a killed run resumes bit for bit."""
 
 from itertools import cycle, islice
 
@@ -17,19 +17,19 @@ ARGUMENTS = {
     "greedy": "patience: 0, min_lr: 1e-6, max_lr: 1e-1",
 }
 RATES = {"lion": "1e-3", "sgd": "1e-1", "muon": "1e-2"}
-# Each name of the longer list once, each of the shorter at least once.
+# Pairs with each name of the longer list once and each name of the shorter list at least once.
 PAIRS = list(islice(zip(cycle(OPTIMIZERS), cycle(SCHEDULES), strict=False), max(len(OPTIMIZERS), len(SCHEDULES))))
 
 
-# On two processes make test has those that are put together here; make test-slow has all.
-PUT_TOGETHER = ("muon", "schedule_free_adamw")
+# On two processes, `make test` runs these optimizers, because they are implemented here; `make test-slow` runs all.
+OWN_OPTIMIZERS = ("muon", "schedule_free_adamw")
 CASES = [(*pair, 1) for pair in PAIRS] + [
-    pytest.param(*pair, 2, marks=[] if pair[0] in PUT_TOGETHER else [pytest.mark.slow]) for pair in PAIRS
+    pytest.param(*pair, 2, marks=[] if pair[0] in OWN_OPTIMIZERS else [pytest.mark.slow]) for pair in PAIRS
 ]
 
 
 @pytest.mark.parametrize(("optimizer", "schedule", "num_processes"), CASES)
-def test_killed_and_gone_on_with(optimizer, schedule, num_processes, bench, tmp_path):
+def test_killed_and_resumed_with(optimizer, schedule, num_processes, bench, tmp_path):
     options = (
         f"optimizer={{name: {optimizer}, lr: {RATES.get(optimizer, '1e-2')}, weight_decay: 0.01}}",
         f"scheduler={{name: {schedule}, args: {{{ARGUMENTS.get(schedule, '')}}}}}",
@@ -40,6 +40,6 @@ def test_killed_and_gone_on_with(optimizer, schedule, num_processes, bench, tmp_
     assert len(set(losses)) == len(losses), "nothing was learnt"
     run = bench.run(tmp_path, *options, num_processes=num_processes)
     run.kill_at("step:9")
-    told = run.finish()
-    assert "resumed at step 8" in told
+    output = run.finish()
+    assert "resumed at step 8" in output
     assert_same(run, whole)

@@ -1,4 +1,4 @@
-"""A run that goes on with another number of processes: the same rows in the same steps."""
+"""A run that resumes with another number of processes: the same rows in the same steps."""
 
 import json
 from collections import defaultdict
@@ -9,11 +9,11 @@ from harness import NO_DROPOUT, Run
 from safetensors.torch import load_file
 
 EXACT = (NO_DROPOUT, "train.epochs=3", "optimizer={name: sgd, lr: 0.1}", "evaluate.every=6", "log.every=1")
-NUM_ROWS, STEPS = 61, 8  # of an epoch
+NUM_ROWS, STEPS = 61, 8  # per epoch
 
 
 def read_rows(run: Run) -> dict[int, list[list[int]]]:
-    """step -> the rows of each process; of a step that was done again after a kill, as it was done last."""
+    """Return step -> rows of each process. If a step was repeated after a kill, the last time counts."""
     attempts: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(dict)
     for line in (run.directory / "rows").read_text().splitlines():
         entry = json.loads(line)
@@ -38,9 +38,9 @@ def test_two_then_one_then_three(bench, tmp_path):
     assert ended_alone.code == -9
     assert "saved by 2 processes, resumed by 1: the same rows in the same steps" in ended_alone.out
     run.check()
-    told = run.finish(num_processes=3, START="3", **record)
-    assert "saved by 1 processes, resumed by 3: the same rows in the same steps" in told
-    assert "resumed at step 14 of 24" in told
+    output = run.finish(num_processes=3, START="3", **record)
+    assert "saved by 1 processes, resumed by 3: the same rows in the same steps" in output
+    assert "resumed at step 14 of 24" in output
 
     steps = read_rows(run)
     assert sorted(steps) == list(range(1, 25))

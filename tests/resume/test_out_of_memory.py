@@ -1,6 +1,6 @@
-"""Out of memory in a step: it is done again in smaller microbatches, and nothing else about it changes.
+"""Out of memory in a step: the step is repeated with smaller microbatches, and nothing else changes.
 
-What is not finite in a step: it ends the run, or is skipped and counted, by all processes alike.
+A loss or gradient that is not finite ends the run, or the step is skipped and counted, on all processes.
 """
 
 import json
@@ -12,7 +12,7 @@ from harness import NO_DROPOUT, Bench, Run, assert_same
 from made_up import make_reviews, write_csv
 from safetensors.torch import load_file
 
-# float32 and SGD: with Adam, the rounding of a gradient that is really zero would be a full step.
+# float32 and SGD: with Adam, the rounding error of a zero gradient would become a full step.
 EXACT = (NO_DROPOUT, "optimizer={name: sgd, lr: 0.1}", "checkpoint.best=null", "evaluate.every=never")
 LAB = """
 import os
@@ -50,9 +50,9 @@ def make_run(bench: Bench, directory: Path, *options: str, num_processes: int = 
     return run
 
 
-def halvings(told: str) -> list[int]:
-    """The budgets of padded tokens that the run told it went down to."""
-    lines = [line for line in told.splitlines() if "ran out of memory" in line]
+def halvings(output: str) -> list[int]:
+    """Return the reduced budgets of padded tokens that the run reports."""
+    lines = [line for line in output.splitlines() if "ran out of memory" in line]
     return [int(line.partition("at most ")[2].partition(" ")[0].replace(",", "")) for line in lines]
 
 
@@ -76,12 +76,12 @@ def assert_close(run: Run, other: Run, *, atol: float = 1e-6) -> None:
         (2, "40", {"rows": 2, "rank": 1, "late": True}),
     ],
 )
-def test_the_step_is_done_again_as_if_the_budget_had_been_small(num_processes, budget, arguments, bench, tmp_path):
+def test_the_step_is_repeated_as_with_a_small_budget(num_processes, budget, arguments, bench, tmp_path):
     run = make_run(bench, tmp_path / "big", f"batch.max_tokens={budget}", num_processes=num_processes, **arguments)
-    told = run.finish()
-    budgets = halvings(told)
+    output = run.finish()
+    budgets = halvings(output)
     assert budgets
-    assert budgets == sorted(set(budgets), reverse=True), "each is told once"
+    assert budgets == sorted(set(budgets), reverse=True), "each is reported once"
 
     small = make_run(bench, tmp_path / "small", f"batch.max_tokens={budgets[-1]}", num_processes=num_processes)
     assert not halvings(small.finish())
@@ -89,7 +89,7 @@ def test_the_step_is_done_again_as_if_the_budget_had_been_small(num_processes, b
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_resumed_run_begins_with_the_smaller_budget(num_processes, bench, tmp_path):
+def test_a_resumed_run_starts_with_the_smaller_budget(num_processes, bench, tmp_path):
     def make(name: str) -> Run:
         return make_run(bench, tmp_path / name, "batch.max_tokens=null", num_processes=num_processes, rows=2)
 
@@ -97,41 +97,41 @@ def test_a_resumed_run_begins_with_the_smaller_budget(num_processes, bench, tmp_
     budgets = halvings(whole.finish())
     run.kill_at("step:15")
     budget = json.loads((run.path / "checkpoints" / "latest" / "state.json").read_text())["max_tokens"]
-    again = run.finish()
-    assert f"microbatches of at most {budget} padded tokens, since more did not fit" in again
-    assert budgets[budgets.index(budget) + 1 :] == halvings(again), "only what came after the checkpoint is told again"
+    output = run.finish()
+    assert f"microbatches of at most {budget} padded tokens, since more did not fit" in output
+    assert budgets[budgets.index(budget) + 1 :] == halvings(output), "only later ones are reported again"
     assert_same(run, whole.remember())
 
 
 def test_rows_that_do_not_fit_alone_end_the_run(bench, tmp_path):
     run = make_run(bench, tmp_path, rows=0)
     (ended,) = run.run()
-    assert ended.code == 2, ended.told()
+    assert ended.code == 2, ended.describe()
     (line,) = ended.err.splitlines()
     assert line.startswith("error: step 1: out of memory with one row a microbatch")
 
 
 def test_a_process_on_which_not_even_one_row_fits_ends_with_the_remedy(bench, tmp_path):
-    """It wants to join the others in their reduction, with a dummy microbatch, and cannot."""
+    """The process fails in the dummy microbatch with which it joins the reduction of the others."""
     run = make_run(bench, tmp_path, num_processes=2, rows=0, rank=1)
     first, second = run.run()
-    assert second.code == 2, second.told()
+    assert second.code == 2, second.describe()
     lines = [line for line in second.err.splitlines() if "error: " in line]
     assert len(lines) == 1
     assert "error: step 1: process 1 ran out of memory with one row, the shortest of the step; lower" in lines[0]
     assert "Traceback" not in second.err
-    assert first.code in (2, 4), first.told()
+    assert first.code in (2, 4), first.describe()
 
 
-def test_a_sharded_run_meets_it_before_its_first_step_and_later_ends_everywhere_with_the_key(bench, tmp_path):
+def test_a_sharded_run_tests_the_largest_microbatch_first_and_a_later_failure_ends_all_processes(bench, tmp_path):
     options = ("batch.max_tokens=null", "parallel.shard=full", "log.every=1")
     run = make_run(bench, tmp_path, *options, num_processes=2, rows=2, rank=1, last=30)
     ended = run.run()
     cuts = [line for line in ended[0].warnings if "the largest microbatch, do not fit into memory" in line]
     assert cuts
-    assert run.rows(), ended[0].told()
+    assert run.rows(), ended[0].describe()
     for process in ended:
-        assert process.code == 2, process.told()
+        assert process.code == 2, process.describe()
         (problem,) = process.problems
         assert "process 1 ran out of memory while the processes exchanged" in problem
         assert "set a smaller batch.max_tokens" in problem
@@ -139,19 +139,19 @@ def test_a_sharded_run_meets_it_before_its_first_step_and_later_ends_everywhere_
 
 @pytest.fixture(scope="module")
 def odd_reviews(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of them has a word that the tokenizer does not know."""
+    """Reviews, of which one has a word that the tokenizer does not know."""
     rows = make_reviews(61)
     rows[30] = (f"{rows[30][0]} q", rows[30][1])
     return write_csv(tmp_path_factory.mktemp("odd") / "train.csv", rows)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_loss_that_is_no_number_is_skipped_and_counted(num_processes, odd_reviews, bench, tmp_path):
-    """In each of two epochs once, on whichever process has the row."""
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(num_processes, odd_reviews, bench, tmp_path):
+    """Once in each of two epochs, on the process that has the row."""
     options = (f"data.train={odd_reviews}", "train.on_nonfinite=skip")
     run = make_run(bench, tmp_path / "whole", *options, num_processes=num_processes)
-    told = run.finish()
-    assert "warning: 2 steps were not finite and were skipped" in told
+    output = run.finish()
+    assert "warning: 2 steps were not finite and were skipped" in output
     assert [row["skipped_steps"] for row in run.rows() if "skipped_steps" in row] == [1, 1]
     weights = load_file(run.path / "model" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -163,10 +163,10 @@ def test_a_loss_that_is_no_number_is_skipped_and_counted(num_processes, odd_revi
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoints(num_processes, odd_reviews, bench, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoints(num_processes, odd_reviews, bench, tmp_path):
     run = make_run(bench, tmp_path, f"data.train={odd_reviews}", num_processes=num_processes)
     ended = run.run()
-    assert [process.code for process in ended] == [3] * num_processes, ended[0].told()
+    assert [process.code for process in ended] == [3] * num_processes, ended[0].describe()
     (problem,) = ended[0].problems
     step = int(problem.partition("step ")[2].partition(":")[0])
     assert "loss nan" in problem

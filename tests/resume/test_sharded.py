@@ -1,11 +1,11 @@
-"""Sharded runs that are killed, preempted, or go on with another sharding."""
+"""Sharded runs that are killed, preempted, or resumed with another sharding."""
 
 import pytest
 import torch
 from harness import NO_DROPOUT, SHARDED, Process, Run, assert_same
 from safetensors.torch import load_file
 from scenarios import make_ranks
-from test_lost_processes import assert_told
+from test_lost_processes import assert_process_named
 from test_num_processes import NUM_ROWS, STEPS, read_rows
 
 EXACT = (NO_DROPOUT, "train.epochs=3", "optimizer={name: adamw, lr: 3e-3}", "evaluate.every=6", "log.every=1")
@@ -30,8 +30,8 @@ def test_a_killed_run_ends_with_the_same_bits(how, place, rank, bench, tmp_path)
     assert_same(run, bench.whole(*options, num_processes=2))
 
 
-def test_a_run_goes_on_with_any_sharding(bench, tmp_path):
-    """full on 4 processes, zero2 on 2, one process, and two copies of a sharded model."""
+def test_a_run_resumes_with_any_sharding(bench, tmp_path):
+    """`full` on 4 processes, `zero2` on 2, no sharding on one, then two copies of a sharded model."""
     whole = bench.run(tmp_path / "whole", *EXACT)
     whole.finish()
     run = bench.run(tmp_path / "run", *EXACT)
@@ -51,10 +51,10 @@ def test_a_run_goes_on_with_any_sharding(bench, tmp_path):
             START=str(start),
             **record,
         )
-        assert [process.code for process in preempted] == [75] * num_processes, preempted[0].told()
+        assert [process.code for process in preempted] == [75] * num_processes, preempted[0].describe()
         run.check()
-    told = run.finish("parallel={shard: full, replicate: 2}", num_processes=4, START="4", **record)
-    assert "saved by 1 processes, resumed by 4: the same rows in the same steps" in told
+    output = run.finish("parallel={shard: full, replicate: 2}", num_processes=4, START="4", **record)
+    assert "saved by 1 processes, resumed by 4: the same rows in the same steps" in output
 
     steps = read_rows(run)
     assert sorted(steps) == list(range(1, 25))
@@ -77,17 +77,17 @@ def assert_close_weights(run: Run, other: Run) -> None:
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
 
 
-def test_an_fsdp_file_of_accelerate_makes_the_updates_of_its_keys(bench, tmp_path):
+def test_an_fsdp_file_of_accelerate_gives_the_same_updates_as_its_keys(bench, tmp_path):
     run = bench.run(tmp_path, num_processes=2)
-    told = run.finish(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_TRANSFORMER_CLS_TO_WRAP="BertLayer")
-    assert "accelerate's FSDP file means parallel.shard=full parallel.layers=[BertLayer]" in told
+    output = run.finish(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_TRANSFORMER_CLS_TO_WRAP="BertLayer")
+    assert "accelerate's FSDP file means parallel.shard=full parallel.layers=[BertLayer]" in output
     assert_same(run, bench.whole("parallel={shard: full, layers: [BertLayer]}", num_processes=2))
 
 
-def test_a_process_that_is_gone_is_named(bench, tmp_path):
+def test_a_lost_process_is_named(bench, tmp_path):
     run = bench.run(tmp_path, "parallel.shard=full", num_processes=2)
     ended = run.kill_at("step:5", rank=1, together=False)
-    assert_told(ended[0], survivor=0, silent="process 1")
+    assert_process_named(ended[0], survivor=0, silent="process 1")
     run.finish()
     assert_same(run, bench.whole("parallel.shard=full", num_processes=2))
 
@@ -100,7 +100,7 @@ def test_a_disk_that_the_processes_do_not_share_is_refused_before_training(bench
         for rank in make_ranks(2)
     ]
     for ended in [process.wait() for process in started]:
-        assert ended.code == 2, ended.told()
+        assert ended.code == 2, ended.describe()
         (problem,) = ended.problems
         assert problem.startswith("run_dir: run: 1 of 2 processes do not see what process 0 writes there")
     assert not list(run.path.glob(".seen-by-all*"))

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or gone, and a clock that goes back: told, survived, and nothing saved is lost."""
+"""A full, read-only or missing disk and a clock that is set back: the run reports it and keeps its checkpoints."""
 
 import shutil
 import subprocess
@@ -11,29 +11,29 @@ from harness import Ended, Run, assert_same
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """`run`, the run directory of a run in tmp_path, on a disk of 5 MB."""
+    """The run directory `run` in tmp_path, mounted as a file system of 5 MB."""
     directory = tmp_path / "run"
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(directory)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted, which root may: {done.stderr.strip()}")
+    result = subprocess.run(mount, capture_output=True, text=True)
+    if result.returncode != 0:
+        pytest.skip(f"no file system can be mounted, which root may: {result.stderr.strip()}")
     yield directory
     while directory.is_mount():
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 def assert_survived(ended: Ended, run: Run, *, code: int) -> str:
-    """The disk refused, and the run went on to its last step; what it said of its checkpoints at the end."""
-    assert ended.code == code, ended.told()
-    assert "Traceback" not in ended.err, ended.told()
+    """Check that the run trained to its last step although saves failed. Returns its last warning on checkpoints."""
+    assert ended.code == code, ended.describe()
+    assert "Traceback" not in ended.err, ended.describe()
     assert "trained 16 steps" in ended.out
     saves = [warning for warning in ended.warnings if warning.startswith("the checkpoint of step")]
-    assert len(saves) == 1, "told once, until a save succeeds again"
+    assert len(saves) == 1, "reported once, until a save succeeds again"
     assert "training goes on" in saves[0]
     others = [warning for warning in ended.warnings if not warning.startswith("run/train.log cannot be written")]
     assert others[-1].startswith("the last checkpoint is missing: ")
-    assert not [path.name for path in run.path.rglob(".*") if path.is_dir()], "something half written is left"
+    assert not [path.name for path in run.path.rglob(".*") if path.is_dir()], "partly written files are left"
     run.check()
     return others[-1]
 
@@ -50,7 +50,7 @@ def test_a_disk_with_room_for_the_model_and_for_no_checkpoint(small_disk, bench,
 
 
 @pytest.mark.parametrize("case", [(), ("checkpoint.background=true",)])
-def test_a_disk_that_is_full_from_the_middle_on(case, small_disk, bench, tmp_path):
+def test_a_disk_that_is_full_in_mid_run(case, small_disk, bench, tmp_path):
     run = bench.run(tmp_path, *case)
     ballast = small_disk / "ballast"
     (ended,) = run.run(FAULT_AT="step:7", FAULT=f"shell:sh -c 'cat /dev/zero 2>/dev/null >{ballast} || true'")
@@ -62,9 +62,9 @@ def test_a_disk_that_is_full_from_the_middle_on(case, small_disk, bench, tmp_pat
     assert_same(run, bench.whole(*case))
 
 
-def test_a_disk_that_is_read_only_from_the_middle_on(small_disk, bench, tmp_path):
+def test_a_disk_that_is_read_only_in_mid_run(small_disk, bench, tmp_path):
     run = bench.run(tmp_path)
-    # A second mount over the first: one on which a file is open for writing cannot become read-only.
+    # Mount a second time: a mount with a file open for writing cannot become read-only.
     over = f"mount --bind {small_disk} {small_disk} && mount -o remount,bind,ro {small_disk}"
     (ended,) = run.run(FAULT_AT="step:7", FAULT=f"shell:sh -c '{over}'")
     assert_survived(ended, run, code=2)
@@ -75,13 +75,13 @@ def test_a_disk_that_is_read_only_from_the_middle_on(small_disk, bench, tmp_path
     assert_same(run, bench.whole())
 
 
-def test_a_run_directory_that_is_removed_in_the_middle(bench, tmp_path):
+def test_a_run_directory_that_is_removed_in_mid_run(bench, tmp_path):
     whole = bench.whole()
     run = bench.run(tmp_path)
     (ended,) = run.run(FAULT_AT="step:7", FAULT=f"shell:rm -r {run.path}")
-    assert ended.code == 0, ended.told()
+    assert ended.code == 0, ended.describe()
     assert ended.err == ""
-    assert not ended.warnings, "the checkpoint of step 8 is saved, and with it comes the directory"
+    assert not ended.warnings, "saving step 8 creates the directory again"
     run.check()
     assert run.rows() == [row for row in whole.rows if row["step"] > 7]
     assert (run.path / "model" / "model.safetensors").read_bytes() == whole.model["model.safetensors"]

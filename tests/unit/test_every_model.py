@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from trainer_loop import UserError
-from trainer_loop.models.config import count_positions, find_position_table, fit_model_config, without_borrowed_padding
+from trainer_loop.models.config import count_positions, find_position_table, fit_model_config, without_shared_padding
 from trainer_loop.models.trials import Reach, find_reach, make_rows, try_padding
 from trainer_loop.optim.groups import make_groups
 from trainer_loop.optim.layers import find_depths
@@ -158,7 +158,7 @@ def test_padding_changes_no_answer_or_is_told_with_its_figure(model_type: str):
     assert trial.is_harmless == (model_type not in DEPENDENT), trial
     assert not trial.is_harmless or difference < 1e-4
     if not trial.is_harmless:
-        assert re.search(r"answers a row otherwise .*: by [\d.e-]+ of its largest logit", trial.describe("X"))
+        assert re.search(r"depends on its padding: by [\d.e-]+ of its largest logit", trial.describe("X"))
 
 
 def test_a_head_that_reads_the_last_position_is_padded_on_the_left():
@@ -218,7 +218,7 @@ def test_a_config_needs_no_special_tokens(model_type: str, has_ends: bool):
         pytest.skip(f"{type(error).__name__}: {error}")
     tokenizer = zoo.make_tokenizer(has_ends=has_ends)
     fit_model_config(config, tokenizer=tokenizer, new_vocabulary=False, label_names=["no", "yes"])
-    with without_borrowed_padding(config):
+    with without_shared_padding(config):
         pass
     assert config.pad_token_id == tokenizer.pad_token_id
     assert config.num_labels == 2 or model_type == "pvt"  # for images, which counts them in a way of its own

@@ -20,7 +20,7 @@ from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.fields import OptimizerConfig
 from trainer_loop.config.load import read_config, values_of
 from trainer_loop.config.schema import KEYS
-from trainer_loop.migrate.page import BEGINS, markdown
+from trainer_loop.migrate.page import FIRST_HEADING, markdown
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
 from trainer_loop.migrate.translations import FIELDS, NOT_NEEDED, OLD_FIELDS, OTHER_NAMES, TRANSLATIONS
 from trainer_loop.optim.optimizers import OptimizerPlan, find_optimizer
@@ -44,7 +44,7 @@ DEFAULTS = {
 
 @pytest.fixture
 def written(tmp_path):
-    """Arguments -> the config they come to: its text, and its keys that have not our defaults."""
+    """A function that translates arguments: returns the text of the config, and its keys that are not our defaults."""
 
     def write(arguments) -> tuple[str, dict]:
         path = tmp_path / "training_args.json"
@@ -65,7 +65,7 @@ def read_defaults() -> dict:
 
 @pytest.fixture
 def noted(written):
-    """Arguments -> the fields that have no key, with what is said of them."""
+    """A function that translates arguments: returns the fields without a key, and their notes."""
 
     def write(arguments) -> dict[str, str]:
         _, _, notes = written(arguments)[0].partition("# Without a key here:\n")
@@ -94,7 +94,7 @@ def test_no_name_is_called_a_field_that_is_none():
 
 
 def test_the_page_is_current():
-    by_hand, begins, _ = PAGE.partition(BEGINS)
+    by_hand, begins, _ = PAGE.partition(FIRST_HEADING)
     assert by_hand + markdown() == PAGE, "run python -m trainer_loop.migrate.page"
     assert begins and len(by_hand.splitlines()) <= 60
 
@@ -481,7 +481,7 @@ def test_every_schedule_is_a_schedule_here():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reasons"),
     [
         ({"hub_token": "hf_secret"}, {"hub_token": "set HF_TOKEN"}),
         ({"push_to_hub_token": "hf_secret"}, {"push_to_hub_token": "set HF_TOKEN"}),
@@ -505,16 +505,16 @@ def test_every_schedule_is_a_schedule_here():
         ({"resume_from_checkpoint": "out/checkpoint-5"}, {"resume_from_checkpoint": "model.name"}),
         ({"do_predict": True, "do_train": True}, {"do_predict": "data.test", "do_train": "always trains"}),
         ({"learning_rate": 1e-3, "max_norm": 0.5, "max_grad_norm": 2}, {"max_norm": "2 already, by max_grad_norm"}),
-        ({"predict_with_generate": True}, {"predict_with_generate": "always writes"}),
+        ({"predict_with_generate": True}, {"predict_with_generate": "always generates"}),
         ({"fsdp_config": {"min_num_params": 100}}, {"fsdp_config": "without fsdp"}),
         ({"fsdp": True, "fsdp_config": "fsdp.json"}, {"fsdp_config": "fsdp.json was not read"}),
         ({"deepspeed": "ds.json"}, {"deepspeed": "'ds.json' was not read; set parallel.shard"}),
     ],
 )
-def test_what_has_no_key_is_told_with_the_reason(arguments, said, noted):
+def test_a_field_without_a_key_is_noted_with_the_reason(arguments, reasons, noted):
     notes = noted(arguments)
-    assert notes.keys() == said.keys()
-    assert all(words in notes[name] for name, words in said.items())
+    assert notes.keys() == reasons.keys()
+    assert all(words in notes[name] for name, words in reasons.items())
 
 
 @pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])

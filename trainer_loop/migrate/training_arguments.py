@@ -1,7 +1,7 @@
-"""Values of transformers.TrainingArguments -> keys of the config with their values here.
+"""Translate values of transformers.TrainingArguments into keys of the config and their values.
 
-Which key a field is, stands in translations.py. Here are the fields whose values change on the way, a function for
-those that belong together; what no function has taken is copied, or told as a note.
+translations.py has the key of each field. This module translates the fields whose values change, with one function for
+each group of fields. Values of the other fields are copied, or reported in a note.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from trainer_loop.config.schema import KEYS
 from trainer_loop.config.values import shown
 from trainer_loop.config.yaml_core import core_tag, plain
 from trainer_loop.errors import Problems, UserError
-from trainer_loop.migrate.trainer_optimizers import ADAMW, ADEMAMIX_TAKES, OPTIMIZERS
+from trainer_loop.migrate.trainer_optimizers import ADAMW, ADEMAMIX_ARGS, OPTIMIZERS
 from trainer_loop.migrate.translations import NOT_NEEDED, TASK_ARGUMENTS, TRANSLATIONS, with_note
 from trainer_loop.parallel.accelerate_file import FSDP_STRATEGIES
 
 
 class Setting(NamedTuple):
-    """A key with its value, and the fields it comes from; none: the default of TrainingArguments, which is not ours."""
+    """A key, its value, and the fields it comes from; no fields: a default of Trainer that differs from ours."""
 
     key: str
     value: object
@@ -32,13 +32,13 @@ class Setting(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Why a field that was given has no key here, and what to do."""
+    """Why a field in the file has no key here, and what to do instead."""
 
     name: str
     text: str
 
 
-# What to_json_string writes for a field that nobody set, where that is not the default of the class.
+# Values that to_json_string writes for unset fields, if they differ from the default of the class.
 _WRITTEN_DEFAULTS: dict[str, object] = {
     "hub_token": "<HUB_TOKEN>",
     "push_to_hub_token": "<PUSH_TO_HUB_TOKEN>",
@@ -60,70 +60,74 @@ _WRITTEN_DEFAULTS: dict[str, object] = {
     "fsdp_min_num_params": 0,
 }
 
-# Fields of older versions whose values mean the same under the name of today.
+# Fields of older versions -> their current name; the values mean the same.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "warmup_ratio": "warmup_steps",
 }
-# Switches of older versions -> the field of today, and its value where they were true.
+# Boolean fields of older versions -> the current field, and its value if they are true.
 _SWITCHES = {"adafactor": ("optim", "adafactor"), "evaluate_during_training": ("eval_strategy", "steps")}
-_ARGUMENT = re.compile(r"\{(\w+): (?:\{(\w+):)?")  # of a task, and its entry: `fim` and `rate` of `{fim: {rate: 0.5}}`
+_ARGUMENT = re.compile(r"\{(\w+): (?:\{(\w+):)?")  # argument and entry: `fim` and `rate` of `{fim: {rate: 0.5}}`
 
 
 class Arguments:
-    """What was given, under the names of today, over the defaults of TrainingArguments."""
+    """Values of the file under the current field names, with the defaults of TrainingArguments for the rest."""
 
-    def __init__(self, given: Mapping[str, Any], *, defaults: Mapping[str, Any]):
+    def __init__(self, values: Mapping[str, Any], *, defaults: Mapping[str, Any]):
         self._defaults = defaults
-        self._given = dict(given)
-        self._as_written: dict[str, str] = {}  # the name of today -> the older one that was given
+        self._values = dict(values)
+        self._older_names: dict[str, str] = {}  # current name -> older name in the file
         for old, new in RENAMED.items():
-            self._rename(old, new, given.get(old))
+            self._rename(old, new, values.get(old))
         for old, (new, value) in _SWITCHES.items():
-            self._rename(old, new, value if given.get(old) is True else None)
+            self._rename(old, new, value if values.get(old) is True else None)
 
     def _rename(self, old: str, new: str, value: object) -> None:
-        """What is given under the name of today holds."""
+        """Move a value to its current name, unless the file also sets that."""
         if not self._is_default(old, value) and not self.changed(new):
-            self._given[new] = value
-            self._as_written[new] = old
-            self._given.pop(old, None)
+            self._values[new] = value
+            self._older_names[new] = old
+            self._values.pop(old, None)
 
     def __getitem__(self, name: str) -> Any:
-        return self._given.get(name, self._defaults.get(name))
+        return self._values.get(name, self._defaults.get(name))
 
     def changed(self, *names: str) -> tuple[str, ...]:
-        """Those of the names, or of all, whose values are not their defaults, as they were written."""
+        """Return the names, as in the file, of those fields (by default of all) that do not have their default."""
         return tuple(
-            self._as_written.get(name, name)
-            for name in names or self._given
-            if name in self._given and not self._is_default(name, self._given[name])
+            self._older_names.get(name, name)
+            for name in names or self._values
+            if name in self._values and not self._is_default(name, self._values[name])
         )
 
-    def value_as_written(self, written: str) -> object:
-        """The value of a field by the name that was given."""
-        return self[next((new for new, old in self._as_written.items() if old == written), written)]
+    def value_as_written(self, name: str) -> object:
+        """Return the value of a field by its name in the file."""
+        return self[next((new for new, old in self._older_names.items() if old == name), name)]
 
     def _is_default(self, name: str, value: object) -> bool:
-        default, written = self._defaults.get(name), _WRITTEN_DEFAULTS.get(name)
-        if isinstance(value, dict) and isinstance(written, dict):
-            return all(part in written and written[part] == given for part, given in value.items())
-        if name in _WRITTEN_DEFAULTS and value == written:
+        default, unset = self._defaults.get(name), _WRITTEN_DEFAULTS.get(name)
+        if isinstance(value, dict) and isinstance(unset, dict):
+            return all(key in unset and unset[key] == entry for key, entry in value.items())
+        if name in _WRITTEN_DEFAULTS and value == unset:
             return True
         return value == default or (_is_empty(value) and _is_empty(default))
 
 
 def _is_empty(value: object) -> bool:
-    """Whether nothing is said: null, an empty text or list, false, or a word for it."""
+    """Return whether a value means nothing: null, false, an empty text or list, `no` or `none`."""
     return value is None or value is False or value in ("", "no", "none", [], {}, ["none"])
 
 
 def translate(arguments: Arguments) -> tuple[list[Setting], list[Note]]:
-    """The keys, in the order of the config, and a note for every field that was given and has none.
+    """Translate the arguments.
 
-    Raises UserError with all fields whose values nothing can be made of.
+    Returns:
+        The settings, in the order of the config, and a note for every field in the file that has no key.
+
+    Raises:
+        UserError: lists all fields whose values cannot be translated.
     """
     settings: list[Setting] = []
     notes: list[Note] = []
@@ -132,13 +136,13 @@ def translate(arguments: Arguments) -> tuple[list[Setting], list[Note]]:
         for item in problems.collect("", list, group(arguments)) or ():
             settings.append(item) if isinstance(item, Setting) else notes.append(item)
     problems.refuse()
-    taken = {name for setting in settings for name in setting.names} | {note.name for note in notes}
+    translated = {name for setting in settings for name in setting.names} | {note.name for note in notes}
     for name in arguments.changed():
         if name in NOT_NEEDED:
             notes.append(Note(name, NOT_NEEDED[name]))
         elif name not in TRANSLATIONS:
             notes.append(Note(name, "it is new in this version of transformers, and not known here yet"))
-        elif name not in taken:
+        elif name not in translated:
             key, difference = TRANSLATIONS[name]
             if difference:
                 notes.append(Note(name, f"here it is {with_note(name)}"))
@@ -148,7 +152,7 @@ def translate(arguments: Arguments) -> tuple[list[Setting], list[Note]]:
 
 
 def _one_per_key(settings: list[Setting], notes: list[Note]) -> list[Setting]:
-    """In the order of the config; what was given takes the place of a default, what differs is noted."""
+    """Keep one setting per key, in the order of the config; a value of the file replaces a default. Notes conflicts."""
     by_key: dict[str, Setting] = {}
     for setting in sorted(settings, key=lambda setting: not setting.names):
         first = by_key.setdefault(setting.key, setting)
@@ -167,7 +171,7 @@ def _run(a: Arguments) -> Iterator[Setting | Note]:
         if a["data_seed"] == a["seed"]:
             yield Setting("seed", a["seed"], a.changed("seed", "data_seed"))
         else:
-            yield Note("data_seed", f"one seed for everything random, and here it is {a['seed']}")
+            yield Note("data_seed", f"one seed for all randomness, and here it is {a['seed']}")
 
 
 def _model(a: Arguments) -> Iterator[Setting | Note]:
@@ -178,32 +182,32 @@ def _model(a: Arguments) -> Iterator[Setting | Note]:
 
 
 def _columns(a: Arguments) -> Iterator[Setting | Note]:
-    own = {
+    columns = {
         "text_column_name": "text",
         "label_column_name": "label",
         "text_column": "source",
         "summary_column": "target",
         "image_column_name": "image",
     }
-    if given := a.changed(*own):
-        yield Setting("data.columns", {own[name]: a[name] for name in given}, given)
+    if names := a.changed(*columns):
+        yield Setting("data.columns", {columns[name]: a[name] for name in names}, names)
 
 
 def _task(a: Arguments) -> Iterator[Setting | Note]:
-    """The task whose script has such arguments, and its own arguments."""
+    """Find the task whose example script has these arguments, and translate them."""
     for task in dict.fromkeys(task for task, _ in TASK_ARGUMENTS.values()):
-        given = a.changed(*(name for name, (of, _) in TASK_ARGUMENTS.items() if of == task))
+        names = a.changed(*(name for name, (owner, _) in TASK_ARGUMENTS.items() if owner == task))
         args: dict[str, Any] = {}
-        for name in given:
+        for name in names:
             if example := _ARGUMENT.match(TASK_ARGUMENTS[name][1]):
                 argument, entry = example.groups()
                 value = not a[name] if argument == "join_texts" else a[name]
                 args |= {argument: {**args.get(argument, {}), entry: value} if entry else value}
-        if given:
-            yield Setting("task.name", task, given)
+        if names:
+            yield Setting("task.name", task, names)
         if args:
-            yield Setting("task.args", args, tuple(name for name in given if TASK_ARGUMENTS[name][1]))
-        for name in given:
+            yield Setting("task.args", args, tuple(name for name in names if TASK_ARGUMENTS[name][1]))
+        for name in names:
             key, difference = TRANSLATIONS[name]
             if not TASK_ARGUMENTS[name][1] and not difference:
                 yield Setting(key, a[name], (name,))
@@ -213,7 +217,7 @@ def _batch(a: Arguments) -> Iterator[Setting | Note]:
     per_device, accumulate = "per_device_train_batch_size", "gradient_accumulation_steps"
     config = a["accelerator_config"]
     if a["split_batches"] or (isinstance(config, dict) and config.get("split_batches")):
-        # per_device_train_batch_size counts the rows of all processes then.
+        # With split_batches, per_device_train_batch_size counts the rows of all processes.
         yield Setting("batch.size", a[per_device] * a[accumulate], a.changed(per_device, accumulate))
     else:
         yield Setting("batch.per_device", a[per_device], a.changed(per_device))
@@ -229,8 +233,8 @@ def _length(a: Arguments) -> Iterator[Setting | Note]:
             yield Note(name, "max_steps says how long, and train.steps excludes train.epochs")
 
 
-def _numbers(a: Arguments) -> Iterator[Setting | Note]:
-    """Precision, the bound on gradients, and the loss."""
+def _precision(a: Arguments) -> Iterator[Setting | Note]:
+    """Translate precision, gradient clipping, label smoothing and the timeout."""
     if a["bf16"] and a["fp16"]:
         raise UserError("bf16 and fp16 are both true; set one of them to false")
     precision = "bf16" if a["bf16"] else "fp16" if a["fp16"] else "no"
@@ -251,8 +255,8 @@ def _sharding(a: Arguments) -> Iterator[Setting | Note]:
     details = a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap")
     if names := a.changed("fsdp"):
         words = re.findall(r"[^\[\],' ]+", str(a["fsdp"]))
-        chosen = next((word.upper() for word in words if word.upper() in FSDP_STRATEGIES), "FULL_SHARD")
-        values = dict(FSDP_STRATEGIES[chosen])
+        strategy = next((word.upper() for word in words if word.upper() in FSDP_STRATEGIES), "FULL_SHARD")
+        values = dict(FSDP_STRATEGIES[strategy])
         if _read_fsdp_config(a).get("reshard_after_forward") is False:
             values["shard"] = "zero2"
         yield from (Setting(f"parallel.{key}", value, names) for key, value in values.items())
@@ -278,7 +282,7 @@ def _fsdp_config(a: Arguments, names: tuple[str, ...]) -> Iterator[Setting | Not
 
 
 def _read_fsdp_config(a: Arguments) -> dict[str, Any]:
-    """Its entries without the prefix that older versions have; none where it names a file."""
+    """Return the entries of `fsdp_config` without the prefix of older versions; none if it names a file."""
     config = a["fsdp_config"] if isinstance(a["fsdp_config"], dict) else {}
     return {str(name).removeprefix("fsdp_"): value for name, value in config.items()}
 
@@ -303,41 +307,41 @@ def _deepspeed(a: Arguments) -> Iterator[Setting | Note]:
 
 def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
     yield Setting("optimizer.weight_decay", a["weight_decay"], a.changed("weight_decay"))
-    chosen = OPTIMIZERS.get(a["optim"])
-    if chosen is None:
+    optimizer = OPTIMIZERS.get(a["optim"])
+    if optimizer is None:
         yield Note("optim", f"{a['optim']} has no name here; optimizer.name may be the dotted path of its class")
         return
     if a.changed("optim"):
-        yield Setting("optimizer.name", chosen.name, a.changed("optim"))
+        yield Setting("optimizer.name", optimizer.name, a.changed("optim"))
 
-    adam = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
-    read = {name for argument in chosen.adam for name in adam[argument]}
-    given = a.changed("adam_beta1", "adam_beta2", "adam_epsilon")
-    for name in given:
-        if name not in read:
+    adam_fields = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
+    used = {name for argument in optimizer.adam_args for name in adam_fields[argument]}
+    changed = a.changed("adam_beta1", "adam_beta2", "adam_epsilon")
+    for name in changed:
+        if name not in used:
             yield Note(name, f"Trainer's {a['optim']} does not read it either")
     optim_args = _read_optim_args(a["optim_args"] or "")
     for name in optim_args:
-        if name not in chosen.takes:
+        if name not in optimizer.optim_args:
             yield Note("optim_args", f"Trainer's {a['optim']} does not read {name}; see optimizer.args")
-    args: dict[str, object] = dict(chosen.args)
-    # AdamW's own defaults are those of TrainingArguments.
-    for argument in chosen.adam if chosen is not ADAMW or given else ():
-        values = [a[name] for name in adam[argument]]
+    args: dict[str, object] = dict(optimizer.args)
+    # AdamW here has the same defaults as TrainingArguments.
+    for argument in optimizer.adam_args if optimizer is not ADAMW or changed else ():
+        values = [a[name] for name in adam_fields[argument]]
         args[argument] = values if argument == "betas" else values[0]
-    args |= {name: value for name, value in optim_args.items() if name in chosen.takes}
-    if chosen.takes == ADEMAMIX_TAKES:
+    args |= {name: value for name, value in optim_args.items() if name in optimizer.optim_args}
+    if optimizer.optim_args == ADEMAMIX_ARGS:
         betas = [args.pop("beta1", a["adam_beta1"]), args.pop("beta2", a["adam_beta2"]), args.pop("beta3", 0.9999)]
         args["betas"] = betas
     if a["optim"] in ("schedule_free_adamw", "schedule_free_sgd") and a["warmup_steps"] >= 1:
         args["warmup_steps"] = int(a["warmup_steps"])
     if args:
-        names = (*(name for name in given if name in read), *a.changed("optim_args"))
+        names = (*(name for name in changed if name in used), *a.changed("optim_args"))
         yield Setting("optimizer.args", args, names or a.changed("optim"))
 
 
 def _read_optim_args(text: str) -> dict[str, object]:
-    """`momentum=0.9, nesterov=true` -> {"momentum": 0.9, "nesterov": True}."""
+    """Parse `momentum=0.9, nesterov=true` into {"momentum": 0.9, "nesterov": True}."""
     pairs = [pair.partition("=") for pair in text.replace(" ", "").split(",") if pair]
     if any(not name or not value for name, _, value in pairs):
         raise UserError(f"optim_args is {shown(text)}; the form is momentum=0.9,nesterov=true")
@@ -357,9 +361,9 @@ def _schedule(a: Arguments) -> Iterator[Setting | Note]:
 
 
 def _read_mapping(a: Arguments, name: str) -> dict[str, object]:
-    """A field that may be written as JSON in a text."""
+    """Return a mapping, which may be written as a JSON string. Raises UserError for anything else."""
     value = a[name]
-    with contextlib.suppress(ValueError, RecursionError):  # told below, with the text as it is
+    with contextlib.suppress(ValueError, RecursionError):  # the error below shows the text
         value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, dict):
         raise UserError(f"{name} is {shown(value)}; it must be a mapping")
@@ -382,13 +386,13 @@ def _checkpoints(a: Arguments) -> Iterator[Setting | Note]:
         yield from _interval(a, "checkpoint.every", a["save_steps"], names)
     elif names:
         yield Setting("checkpoint.every", "never" if strategy == "no" else "epoch", names)
-    picks = a["load_best_model_at_end"] or strategy == "best"
+    selects_best = a["load_best_model_at_end"] or strategy == "best"
     if a.changed("save_total_limit") and a["save_total_limit"] > 0:
         limit = a["save_total_limit"]
-        kept = max(1, limit - 1) if a["load_best_model_at_end"] else limit  # Trainer counts the best one, too
-        yield Setting("checkpoint.keep_last", kept, ("save_total_limit",))
+        keep_last = max(1, limit - 1) if a["load_best_model_at_end"] else limit  # Trainer also counts the best one
+        yield Setting("checkpoint.keep_last", keep_last, ("save_total_limit",))
     names = a.changed("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
-    if picks and a["eval_strategy"] != "no" and strategy != "no":
+    if selects_best and a["eval_strategy"] != "no" and strategy != "no":
         yield Setting("checkpoint.best", _best_metric(a), names or ("save_strategy",))
     elif a["lr_scheduler_type"] not in ("reduce_lr_on_plateau", "greedy"):
         for name in names:
@@ -396,7 +400,7 @@ def _checkpoints(a: Arguments) -> Iterator[Setting | Note]:
 
 
 def _best_metric(a: Arguments) -> str:
-    """`eval_accuracy` -> accuracy, `loss` -> -loss: smaller is better where the sign says so."""
+    """Return the metric for `checkpoint.best`: `eval_accuracy` -> accuracy, `loss` -> -loss, as smaller is better."""
     metric = (a["metric_for_best_model"] or "loss").removeprefix("eval_")
     greater = a["greater_is_better"]
     if greater is None:
@@ -405,7 +409,7 @@ def _best_metric(a: Arguments) -> str:
 
 
 def _interval(a: Arguments, key: str, steps: float, names: tuple[str, ...]) -> Iterator[Setting | Note]:
-    """Steps between two occasions; a share of all steps becomes steps, or a share of an epoch."""
+    """Translate an interval. A share of all steps becomes a number of steps, or a share of an epoch."""
     epochs = steps * a["num_train_epochs"]
     if steps >= 1:
         yield Setting(key, int(steps), names)
@@ -439,7 +443,7 @@ def _log(a: Arguments) -> Iterator[Setting | Note]:
 def _hub(a: Arguments) -> Iterator[Setting | Note]:
     names = a.changed("hub_model_id", "push_to_hub_model_id", "push_to_hub_organization")
     repo = a["hub_model_id"] or a["push_to_hub_model_id"]
-    if repo is None and (a["push_to_hub"] or names):  # Trainer takes the name of the folder
+    if repo is None and (a["push_to_hub"] or names):  # Trainer uses the name of the folder
         repo = PurePath(a["output_dir"] or "").name or "trainer_output"
     if repo is None:
         return
@@ -450,7 +454,7 @@ def _hub(a: Arguments) -> Iterator[Setting | Note]:
         yield Setting("hub.private", a["hub_private_repo"], ("hub_private_repo",))
     elif a["push_to_hub"]:
         yield Note("push_to_hub", "a new repository is private here; hub.private=false makes it public")
-    if not a["push_to_hub"]:  # the name is for trainer.push_to_hub() then
+    if not a["push_to_hub"]:  # the name is only for trainer.push_to_hub()
         yield Setting("hub.every", "never", names)
         return
     every = "end" if a["hub_strategy"] == "end" or a["save_strategy"] == "no" else "checkpoint"
@@ -462,6 +466,6 @@ def _hub(a: Arguments) -> Iterator[Setting | Note]:
 _TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
-    *(_run, _task, _model, _columns, _batch, _length, _numbers, _sharding, _optimizer, _schedule, _evaluation),
+    *(_run, _task, _model, _columns, _batch, _length, _precision, _sharding, _optimizer, _schedule, _evaluation),
     *(_checkpoints, _log, _hub),
 )

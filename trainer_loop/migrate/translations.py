@@ -1,21 +1,21 @@
-"""What a name that is no key was meant to be: a key spelled otherwise, or a name of transformers.TrainingArguments.
+"""Suggest keys for an unknown name: a misspelled key, or a name of transformers.TrainingArguments.
 
-Every field of TrainingArguments stands in one of the two tables `TRANSLATIONS` and `NOT_NEEDED`, as do the fields that
-older versions had, and names that people know from elsewhere. docs/migrate.md is made from them, and
-`python -m trainer_loop.migrate` goes by them.
+Every field of TrainingArguments is in one of the tables `TRANSLATIONS` and `NOT_NEEDED`. So are fields of older
+versions, and names that people know from elsewhere. docs/migrate.md is generated from the tables, and
+`python -m trainer_loop.migrate` uses them.
 """
 
 from difflib import get_close_matches
 
 from trainer_loop.config.schema import KEYS, SECTIONS
 
-# Fields of TrainingArguments -> the key here, then what differs; where that is empty, the value is taken as it is.
+# Fields of TrainingArguments -> the key here, and what differs; if that is empty, the value is copied.
 _FIELDS: dict[str, tuple[str, str]] = {
     "output_dir": ("run_dir", ""),
     "run_name": ("log.name", ""),
     "project": ("log.project", ""),
     "seed": ("seed", ""),
-    "data_seed": ("seed", "one seed for everything random"),
+    "data_seed": ("seed", "one seed for all randomness"),
     "resume_from_checkpoint": (
         "resume",
         "auto, never or a checkpoint of trainer_loop; a checkpoint of Trainer can be a model.name",
@@ -30,8 +30,8 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "dataloader_num_workers": ("data.num_workers", ""),
     "do_predict": ("data.test", "scored once, at the end"),
     # batch
-    "per_device_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size is what one update sees"),
-    "gradient_accumulation_steps": ("batch.accumulate", "or say batch.size alone, the rows of one update"),
+    "per_device_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size: rows of one update"),
+    "gradient_accumulation_steps": ("batch.accumulate", "or set only batch.size, the rows of one update"),
     "auto_find_batch_size": ("batch.max_tokens", "auto; microbatches are cut by padded tokens, the update stays"),
     # length of the training and precision
     "num_train_epochs": ("train.epochs", ""),
@@ -65,12 +65,12 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "eval_on_start": ("evaluate.at_start", ""),
     "per_device_eval_batch_size": ("evaluate.per_device", ""),
     # checkpoints
-    "save_strategy": ("checkpoint.every", "epoch, never or a number of steps; a new best is saved besides"),
+    "save_strategy": ("checkpoint.every", "epoch, never or a number of steps; a new best is also saved"),
     "save_steps": ("checkpoint.every", "a number of steps; below 1 a share of an epoch, not of all steps"),
-    "save_total_limit": ("checkpoint.keep_last", "the best one is kept beside them"),
-    "load_best_model_at_end": ("checkpoint.best", "the metric that picks the model to export"),
-    "metric_for_best_model": ("checkpoint.best", "-loss where smaller is better"),
-    "greater_is_better": ("checkpoint.best", "a metric with - before it where smaller is better"),
+    "save_total_limit": ("checkpoint.keep_last", "the best one is kept too"),
+    "load_best_model_at_end": ("checkpoint.best", "the metric that selects the model to export"),
+    "metric_for_best_model": ("checkpoint.best", "-loss if smaller is better"),
+    "greater_is_better": ("checkpoint.best", "a metric, with - before it if smaller is better"),
     # log
     "logging_strategy": ("log.every", "a number of steps"),
     "logging_steps": ("log.every", "a number of steps"),
@@ -82,11 +82,11 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "hub_strategy": ("hub.every", "end, checkpoint or never; states of optimizers are not pushed"),
 }
 
-# Fields that older versions had.
+# Fields of older versions.
 _OLD_FIELDS: dict[str, tuple[str, str]] = {
-    "overwrite_output_dir": ("resume", "auto goes on with a run; a new run takes a new run_dir"),
-    "logging_dir": ("run_dir", "the logs lie in it"),
-    "per_gpu_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size is what one update sees"),
+    "overwrite_output_dir": ("resume", "auto continues a run; a new run needs a new run_dir"),
+    "logging_dir": ("run_dir", "it contains the logs"),
+    "per_gpu_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size: rows of one update"),
     "adafactor": ("optimizer.name", "adafactor"),
     "warmup_ratio": ("scheduler.warmup", "below 1: share of all steps"),
     "evaluation_strategy": ("evaluate.every", "epoch, never or a number of steps"),
@@ -98,8 +98,8 @@ _OLD_FIELDS: dict[str, tuple[str, str]] = {
     "push_to_hub_organization": ("hub.push", "my-lab/imdb-bert"),
 }
 
-# Arguments of the example scripts of transformers that only one task has -> the task, and an example of its argument;
-# empty: it is another key.
+# Arguments that only one example script of transformers has -> the task, and an example of its argument; if that is
+# empty, the argument is a key outside task.args.
 TASK_ARGUMENTS: dict[str, tuple[str, str]] = {
     "do_regression": ("sequence_regression", ""),
     "doc_stride": ("question_answering", "{stride: 128}"),
@@ -121,7 +121,7 @@ TASK_ARGUMENTS: dict[str, tuple[str, str]] = {
     "train_val_split": ("image_classification", ""),
 }
 
-# Other arguments of those scripts, of Trainer itself, and of other trainers.
+# Other arguments of these scripts, of Trainer itself, and of other trainers.
 _OTHER_NAMES: dict[str, tuple[str, str]] = {
     **{name: ("task.args", example) for name, (_, example) in TASK_ARGUMENTS.items() if example},
     "model_name_or_path": ("model.name", ""),
@@ -161,7 +161,7 @@ _OTHER_NAMES: dict[str, tuple[str, str]] = {
     "text": ("data.columns", "{text: review}"),
     "text_pair": ("data.columns", "{text_pair: sentence2}"),
     "label": ("data.columns", "{label: stars}"),
-    "preprocessing_num_workers": ("data.num_workers", "processes that prepare batches; tokenising takes none"),
+    "preprocessing_num_workers": ("data.num_workers", "processes that prepare batches; tokenising uses none"),
     "batch_size": ("batch.size", "rows of one update over all processes"),
     "train_batch_size": ("batch.size", "rows of one update over all processes"),
     "num_epochs": ("train.epochs", ""),
@@ -171,20 +171,20 @@ _OTHER_NAMES: dict[str, tuple[str, str]] = {
     "max_norm": ("train.max_grad_norm", ""),
     "gradient_clip_val": ("train.max_grad_norm", ""),
     "num_warmup_steps": ("scheduler.warmup", "from 1: steps"),
-    "compute_metrics": ("evaluate.metrics", "names known to evaluate"),
+    "compute_metrics": ("evaluate.metrics", "names that evaluate knows"),
     "metric_name": ("evaluate.metrics", ""),
 }
 
 TRANSLATIONS: dict[str, tuple[str, str]] = {**_FIELDS, **_OLD_FIELDS, **_OTHER_NAMES}
 
-_ONE_WAY_TO_SHARD = "parallel.shard spreads a model over the processes; there is no tensor parallelism"
-_BY_LENGTH = "microbatches are cut by length anyway; batch.order=window makes whole batches of like length"
+_NO_TENSOR_PARALLELISM = "parallel.shard spreads a model over the processes; there is no tensor parallelism"
+_BY_LENGTH = "microbatches are cut by length anyway; batch.order=window makes whole batches of similar length"
 _DATA_PARALLEL = "the loop sets up DistributedDataParallel itself"
 _TOKEN = "a token does not belong in a file: set HF_TOKEN, or run hf auth login"
-_KEPT_OF_A_ROW = "one prediction and one label are kept of a row, and no logits"
+_NO_LOGITS_STORED = "one prediction and one label of each row are stored, and no logits"
 _LOADER = "batches are prepared ahead by data.num_workers processes, pinned beside a GPU, in their order"
 
-# Fields of TrainingArguments that have no key -> why, and what to do instead.
+# Fields of TrainingArguments without a key -> the reason, and what to do instead.
 _FIELDS_NOT_NEEDED: dict[str, str] = {
     "do_train": "a run always trains; data.test is scored at the end",
     # model
@@ -209,44 +209,44 @@ _FIELDS_NOT_NEEDED: dict[str, str] = {
     "average_tokens_across_devices": "the loss is always divided by the targets of the whole update",
     "bf16_full_eval": "evaluation has the precision of training, train.precision",
     "fp16_full_eval": "evaluation has the precision of training, train.precision",
-    "full_determinism": "everything random is a function of seed and step; kernels are torch's to choose",
-    "optim_target_modules": "GaLore and APOLLO are not here; optimizer.groups gives parameters settings of their own",
+    "full_determinism": "all randomness is a function of seed and step; torch chooses the kernels",
+    "optim_target_modules": "GaLore and APOLLO are not supported; optimizer.groups sets options of parameter groups",
     "torch_empty_cache_steps": "a step that runs out of memory is cut smaller; batch.max_tokens bounds it beforehand",
     # evaluation
-    "eval_delay": "evaluations begin with the first that is due; a larger evaluate.every makes fewer",
-    "prediction_loss_only": _KEPT_OF_A_ROW,
-    "eval_do_concat_batches": _KEPT_OF_A_ROW,
-    "eval_use_gather_object": _KEPT_OF_A_ROW,
-    "eval_accumulation_steps": _KEPT_OF_A_ROW,
+    "eval_delay": "the first evaluation is the first that is due; a larger evaluate.every means fewer evaluations",
+    "prediction_loss_only": _NO_LOGITS_STORED,
+    "eval_do_concat_batches": _NO_LOGITS_STORED,
+    "eval_use_gather_object": _NO_LOGITS_STORED,
+    "eval_accumulation_steps": _NO_LOGITS_STORED,
     "include_for_metrics": "a metric that is a function asks for outputs of predict, such as probabilities",
-    "batch_eval_metrics": _KEPT_OF_A_ROW,
+    "batch_eval_metrics": _NO_LOGITS_STORED,
     # checkpoints
     "save_only_model": "a checkpoint always resumes; checkpoint.every=never leaves the exported model alone",
     "save_on_each_node": "one checkpoint for all processes, in a run_dir that every machine sees",
-    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint first, and the same command goes on from it",
+    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint first, and the same command resumes from it",
     "ignore_data_skip": "resuming skips no data: the order is computed from seed and step",
     "restore_callback_states_from_checkpoint": "there are no callbacks; all that counts is in the checkpoint",
     "hub_token": _TOKEN,
-    "hub_always_push": "a push that is due while another is under way is made after it, with the newest weights",
+    "hub_always_push": "a push that is due while another runs starts after it, with the newest weights",
     "hub_revision": "pushes go to the main branch",
     # log
-    "logging_first_step": "rows are written every log.every steps; 1 has the first",
-    "log_on_each_node": "process 0 alone tells",
-    "log_level": "what matters is told in lines of its own, and other packages tell errors alone",
-    "log_level_replica": "process 0 alone tells",
+    "logging_first_step": "rows are written every log.every steps; 1 includes the first",
+    "log_on_each_node": "only process 0 logs",
+    "log_level": "the loop prints its own messages; other packages print only errors",
+    "log_level_replica": "only process 0 logs",
     "logging_nan_inf_filter": "a loss that is not finite ends the run and says where, or see train.on_nonfinite",
     "include_num_input_tokens_seen": "tokens a second are always in metrics.jsonl",
     "disable_tqdm": "without a terminal there is no progress bar",
     "trackio_space_id": "log.trackers: [trackio] logs locally",
     "trackio_bucket_id": "log.trackers: [trackio] logs locally",
     "trackio_static_space_id": "log.trackers: [trackio] logs locally",
-    "debug": "the first step whose loss or gradient is not finite is named, and ends the run",
+    "debug": "the first step whose loss or gradient is not finite ends the run with a message",
     "skip_memory_metrics": "python -m benchmarks.memory measures memory",
     # devices and processes
     "use_cpu": "devices are chosen by accelerate: accelerate launch --cpu",
     "local_rank": "processes are started by accelerate launch",
-    "accelerator_config": "each row is trained and scored once, in an order made from the seed",
-    "parallelism_config": _ONE_WAY_TO_SHARD,
+    "accelerator_config": "each row is trained and scored once, in an order that the seed determines",
+    "parallelism_config": _NO_TENSOR_PARALLELISM,
     "ddp_backend": "accelerate chooses it by the device",
     "ddp_find_unused_parameters": _DATA_PARALLEL,
     "ddp_bucket_cap_mb": _DATA_PARALLEL,
@@ -254,26 +254,26 @@ _FIELDS_NOT_NEEDED: dict[str, str] = {
     "ddp_static_graph": _DATA_PARALLEL,
 }
 
-# Fields that older versions had.
+# Fields of older versions.
 _OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
     "group_by_length": _BY_LENGTH,
     "no_cuda": "devices are chosen by accelerate: accelerate launch --cpu",
     "use_mps_device": "devices are chosen by accelerate",
-    "use_ipex": "attention and dropout on CPUs are made fast by model.attention=auto",
+    "use_ipex": "model.attention=auto uses fast attention and dropout on CPUs",
     "jit_mode_eval": "model.compile=true compiles",
     "torchdynamo": "model.compile=true compiles",
     "fp16_backend": "mixed precision is torch's own",
     "half_precision_backend": "mixed precision is torch's own",
     "fp16_opt_level": "mixed precision is torch's own",
     "save_safetensors": "weights are always saved as safetensors",
-    "split_batches": "batch.size is what one update sees, over all processes",
+    "split_batches": "batch.size counts the rows of one update over all processes",
     "dispatch_batches": "every process reads its own rows",
     "include_inputs_for_metrics": "a metric that is a function asks for outputs of predict, such as probabilities",
     "include_tokens_per_second": "tokens a second are always in metrics.jsonl",
-    "use_legacy_prediction_loop": "there is one way to evaluate",
-    "past_index": "no model's output of one batch goes into the next",
+    "use_legacy_prediction_loop": "there is only one evaluation loop",
+    "past_index": "no output of one batch is passed to the next",
     "ray_scope": "hyperparameters are searched by a script around the command",
-    "mp_parameters": _ONE_WAY_TO_SHARD,
+    "mp_parameters": _NO_TENSOR_PARALLELISM,
     "xpu_backend": "accelerate chooses it by the device",
     "fsdp_min_num_params": "the model, or parallel.layers, names the layers that are gathered one by one",
     "tpu_num_cores": "devices are chosen by accelerate",
@@ -284,19 +284,19 @@ _OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
 # Fields of Seq2SeqTrainingArguments, and arguments of the example scripts.
 _OTHER_NAMES_NOT_NEEDED: dict[str, str] = {
     "sortish_sampler": _BY_LENGTH,
-    "predict_with_generate": "a task with a target text always writes; metrics compare what is written",
-    "generation_config": "it is part of the model, and saved with it",
-    "overwrite_cache": "tokenised data is kept by what it was made from",
+    "predict_with_generate": "a task with a target text always generates; metrics compare the generated texts",
+    "generation_config": "it is part of the model and is saved with it",
+    "overwrite_cache": "tokenised data is cached under a key made from its inputs",
     "pad_to_max_length": "rows are padded to the longest of their microbatch",
     "ignore_pad_token_for_loss": "padding is never a target",
     "fim_pad_token": "texts that are split keep their length without padding",
     "truncate_or_pad": "texts that are split keep their length",
-    "n_best_size": "the best answer is looked for among all spans of all windows",
-    "use_fast_tokenizer": "tokenizers are fast ones always",
+    "n_best_size": "the best answer is searched among all spans of all windows",
+    "use_fast_tokenizer": "fast tokenizers are always used",
     "low_cpu_mem_usage": "weights are loaded once, into the model",
     "shuffle_train_dataset": "rows are shuffled by the seed and the epoch",
     "remove_columns": "only the columns named under data.columns are read",
-    "ignore_mismatched_sizes": "a head of another size is made new, and reported",
+    "ignore_mismatched_sizes": "a head of another size gets new weights, and this is reported",
 }
 
 NOT_NEEDED: dict[str, str] = {**_FIELDS_NOT_NEEDED, **_OLD_FIELDS_NOT_NEEDED, **_OTHER_NAMES_NOT_NEEDED}
@@ -312,7 +312,7 @@ for _name in KEYS:
 
 
 def describe_unknown(name: str) -> str:
-    """One sentence about a name that is no key: what it was meant to be, as far as can be told."""
+    """Return a sentence for an unknown key, with the keys that the user may have meant."""
     last = name.rpartition(".")[2]
     if last in NOT_NEEDED and last not in _KEYS_BY_LAST_PART:
         return f"there is no key {name}: {NOT_NEEDED[last]}"
@@ -325,7 +325,7 @@ def describe_unknown(name: str) -> str:
 
 
 def meant_keys(name: str) -> list[str]:
-    """The keys or sections, likeliest first and four at most, that a name which is no key may have meant."""
+    """Return the keys or sections that an unknown name may mean: at most four, the most likely first."""
     last = name.rpartition(".")[2]
     same_last_part = _KEYS_BY_LAST_PART.get(last, [])
     if 1 <= len(same_last_part) <= 4:
@@ -343,6 +343,6 @@ def meant_keys(name: str) -> list[str]:
 
 
 def with_note(name: str) -> str:
-    """The key that a known name is here, and what differs: `bf16` -> `train.precision (bf16)`."""
+    """Return the key of a name in `TRANSLATIONS`, and what differs: `bf16` -> `train.precision (bf16)`."""
     key, note = TRANSLATIONS[name]
     return f"{key} ({note})" if note else key

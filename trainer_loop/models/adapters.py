@@ -1,4 +1,4 @@
-"""Adapters of the package peft: a few new weights are trained, and the weights of the model are frozen."""
+"""Adapters of the package peft: a few new weights are trained while the weights of the model are frozen."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from trainer_loop.components import check_arguments
 from trainer_loop.errors import UserError, in_one_line, refuse, suggest
 from trainer_loop.models.config import find_text_config, looks_like_path
-from trainer_loop.models.loading import grow_embeddings, stay_in_4_bits
+from trainer_loop.models.loading import grow_embeddings, prevent_4_bit_repacking
 from trainer_loop.models.weight_files import check_adapter_weights, check_weight_files
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG, check_adapter_config, find_dangers
 from trainer_loop.runtime.memory import is_out_of_memory
@@ -24,7 +24,7 @@ from trainer_loop.runtime.randomness import seed_everything
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-_NEED_MORE_THAN_A_MODEL = {
+_UNSUPPORTED_NEEDS = {  # type of adapter -> what it needs that the loop does not have
     "ADALORA": "calls of its own in the loop",
     "POLY": "the number of a task for each row",
     "SHADOW": "a second model beside the first",
@@ -34,27 +34,23 @@ _ALL_LINEAR = "all-linear"  # peft's name for all linear layers except the outpu
 
 
 def is_adapter(model_dir: Path) -> bool:
-    """Whether a directory holds only an adapter; its base model is elsewhere."""
+    """Return whether a directory holds only an adapter, without its base model."""
     return (model_dir / ADAPTER_CONFIG).is_file()
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """A checked adapter.
+    """A checked adapter."""
 
-    kind: peft's name of it, such as lora. arguments: of its config. section: `lora` or `peft`, the section of `model`
-    that its keys stand in. merge: it is exported merged into the model. target_modules: layers that the user names.
-    """
-
-    kind: str
-    arguments: Mapping[str, Any]
-    section: str
-    merge: bool = False
-    target_modules: Sequence[str] = ()
+    kind: str  # peft's name of the adapter type, such as lora
+    arguments: Mapping[str, Any]  # of the adapter's config class in peft
+    section: str  # `lora` or `peft`: the section of `model` that has its keys
+    merge: bool = False  # export the model with the adapter merged into it
+    target_modules: Sequence[str] = ()  # layers that the user names
 
     @property
     def place(self) -> str:
-        """The config key of the section, for errors."""
+        """Config key of the section, for error messages."""
         return f"model.{self.section}"
 
     def add_to(
@@ -67,15 +63,14 @@ class AdapterPlan:
         new_tokens: Sequence[int] = (),
         idle_layers: Collection[str] = (),
     ) -> "PeftModel":
-        """Freeze a model and add the adapter, which is trained. The head and other new weights are trained in full.
+        """Freeze a model and add a trainable adapter. The head and other new weights stay trainable.
 
         Args:
-            model: the base model; it is changed.
+            model: the base model; changed in place.
             task_type: peft's name of the model's task, such as SEQ_CLS.
             new_weights: names of weights that were not loaded.
-            new_tokens: ids of tokens that were added to the embeddings; their rows are trained if the adapter supports
-                it.
-            idle_layers: names of layers that do not change the output of the model; they get no adapter.
+            new_tokens: ids of tokens added to the embeddings; their rows are trained if the adapter supports it.
+            idle_layers: names of layers that do not affect the output of the model; they get no adapter.
 
         Raises:
             UserError: peft rejects the arguments or the model.
@@ -85,12 +80,12 @@ class AdapterPlan:
         seed_everything(seed, "adapter")
         config_class = _find_config_class(self.kind, place=self.place)
         in_full = _outermost([*_find_head(model), *_modules_of(model, new_weights, place=self.place)])
-        given = self._complete_arguments(
+        arguments = self._complete_arguments(
             config_class, model, in_full=in_full, idle_layers=idle_layers, new_tokens=new_tokens
         )
-        self._refuse_arguments(given, config_class)
+        self._refuse_arguments(arguments, config_class)
         try:
-            config: PeftConfig = config_class(task_type=task_type, **given)
+            config: PeftConfig = config_class(task_type=task_type, **arguments)
             adapted: PeftModel = get_peft_model(model, config)
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             if "No modules were targeted" in str(error):
@@ -105,7 +100,7 @@ class AdapterPlan:
                 "what is saved in full with model.peft.args.modules_to_save"
             )
         base = config.base_model_name_or_path
-        if base and Path(base).is_dir():  # so that it is found from any directory, also by peft alone
+        if base and Path(base).is_dir():  # peft then finds it from any working directory
             config.base_model_name_or_path = str(Path(base).resolve())
         return adapted
 
@@ -118,35 +113,39 @@ class AdapterPlan:
         idle_layers: Collection[str],
         new_tokens: Sequence[int],
     ) -> dict[str, Any]:
-        """Add the arguments that follow from the model. in_full: names of modules that are trained as they are."""
-        given = dict(self.arguments)
-        taken = inspect.signature(config_class).parameters
-        if in_full and "modules_to_save" in taken:
-            own = [str(name) for name in given.get("modules_to_save") or ()]
-            missing = [name for name in in_full if not any(f".{each}." in f".{name}." for each in own)]
-            given["modules_to_save"] = [*own, *(_unique(model, name) for name in missing)] or None
-        if "exclude_modules" in taken:
+        """Return the arguments with those that follow from the model; modules `in_full` get no adapter."""
+        arguments = dict(self.arguments)
+        parameters = inspect.signature(config_class).parameters
+        if in_full and "modules_to_save" in parameters:
+            saved = [str(name) for name in arguments.get("modules_to_save") or ()]
+            missing = [name for name in in_full if not any(f".{each}." in f".{name}." for each in saved)]
+            arguments["modules_to_save"] = [*saved, *(_unique(model, name) for name in missing)] or None
+        if "exclude_modules" in parameters:
             excluded = [*in_full, *sorted(idle_layers), *_find_fused(model)]
-            given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), excluded)
-        if "target_modules" in taken and not given.get("target_modules") and not _has_own_targets(self.kind, model):
-            given["target_modules"] = _ALL_LINEAR
-            if "feedforward_modules" in taken:
-                given.setdefault("feedforward_modules", [])
-        if new_tokens and "trainable_token_indices" in taken:
-            given.setdefault("trainable_token_indices", list(new_tokens))
-        return given
+            arguments["exclude_modules"] = _join_exclusions(arguments.get("exclude_modules"), excluded)
+        if (
+            "target_modules" in parameters
+            and not arguments.get("target_modules")
+            and not _has_own_targets(self.kind, model)
+        ):
+            arguments["target_modules"] = _ALL_LINEAR
+            if "feedforward_modules" in parameters:
+                arguments.setdefault("feedforward_modules", [])
+        if new_tokens and "trainable_token_indices" in parameters:
+            arguments.setdefault("trainable_token_indices", list(new_tokens))
+        return arguments
 
-    def _refuse_arguments(self, given: Mapping[str, Any], config_class: type) -> None:
-        """Refuse arguments with which the export could not be loaded or nothing would be trained."""
-        problems = find_dangers(given)
-        if given.get("layer_replication"):
+    def _refuse_arguments(self, arguments: Mapping[str, Any], config_class: type) -> None:
+        """Raise UserError for arguments whose export could not be loaded, or that would train nothing."""
+        problems = find_dangers(arguments)
+        if arguments.get("layer_replication"):
             problems.append("layer_replication makes layers that share weights, and cannot be exported")
-        if "token_indices" in inspect.signature(config_class).parameters and not given.get("token_indices"):
+        if "token_indices" in inspect.signature(config_class).parameters and not arguments.get("token_indices"):
             problems.append(f"{self.kind} needs the ids of the tokens that learn: set model.peft.args.token_indices")
         refuse([f"{self.place}: {problem}" for problem in problems])
 
-    def try_on(self, empty: PreTrainedModel, *, task_type: str | None, seed: int) -> nn.Module | None:
-        """The adapter on a model without memory for its weights; None where it needs their numbers, as PiSSA does.
+    def add_to_empty(self, empty: PreTrainedModel, *, task_type: str | None, seed: int) -> nn.Module | None:
+        """Add the adapter to a model on the meta device. Returns None if it needs values of weights, as PiSSA does.
 
         Raises:
             UserError: the adapter does not fit the model.
@@ -160,7 +159,7 @@ class AdapterPlan:
             raise
 
     def _check_targets(self, model: nn.Module) -> None:
-        """Raise UserError for names that belong to no module; peft would leave them out without a word."""
+        """Raise UserError for names that match no module; peft would ignore them silently."""
         full_names = [name for name, _ in model.named_modules()]
         names = {*full_names, *(name.rpartition(".")[2] for name in full_names)}
         problems = [
@@ -172,16 +171,21 @@ class AdapterPlan:
         refuse(problems)
 
     def merge_into(self, model: nn.Module) -> nn.Module:
-        """The model with the adapter merged into it, where that is asked for; see `merge_adapter`."""
+        """Return the model, with the adapter merged into it if `merge` is set; see `merge_adapter`."""
         return merge_adapter(model, place=f"{self.place}.merge", remedy="set it to false") if self.merge else model
 
 
 def merge_adapter(model: nn.Module, *, place: str, remedy: str = "") -> nn.Module:
-    """The model with its adapter merged into it. The adapted model is then used up.
+    """Merge the adapter of a model into its weights and return the base model. Do not use `model` afterwards.
 
-    Raises UserError, which begins with `place`, where peft cannot merge this adapter.
+    Args:
+        place: config key or file at the start of the error message.
+        remedy: advice at the end of it.
+
+    Raises:
+        UserError: peft cannot merge this adapter.
     """
-    _take_saved_modules(model)
+    _unwrap_saved_modules(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, ValueError) as error:
@@ -193,7 +197,7 @@ def merge_adapter(model: nn.Module, *, place: str, remedy: str = "") -> nn.Modul
 def plan_lora(
     *, r: int | None, alpha: float | None, dropout: float, target_modules: Sequence[str], dora: bool, merge: bool
 ) -> AdapterPlan | None:
-    """Check the section `model.lora`, whose keys the parameters are. None: no LoRA. Raises UserError."""
+    """Check the keys of the section `model.lora`. Returns None if `r` is None. Raises UserError."""
     if r is None:
         return None
     arguments = {
@@ -207,19 +211,19 @@ def plan_lora(
 
 
 def plan_peft(*, name: str | None, args: Mapping[str, Any], merge: bool) -> AdapterPlan | None:
-    """Check the section `model.peft`, whose keys the parameters are. None: no such adapter. Raises UserError."""
+    """Check the keys of the section `model.peft`. Returns None if `name` is None. Raises UserError."""
     return None if name is None else _check_plan(AdapterPlan(name, args, "peft", merge))
 
 
 def _check_plan(plan: AdapterPlan) -> AdapterPlan:
     config_class = _find_config_class(plan.kind, place=plan.section)
-    given = ("task_type", "inference_mode", "peft_type")
-    refuse(check_arguments(config_class, plan.arguments, place=f"{plan.section}.args", given=given))
+    set_elsewhere = ("task_type", "inference_mode", "peft_type")
+    refuse(check_arguments(config_class, plan.arguments, place=f"{plan.section}.args", given=set_elsewhere))
     return plan
 
 
 def _find_head(model: PreTrainedModel) -> list[str]:
-    """Names of the modules behind the body of a model, but for output embeddings, which are loaded with the body."""
+    """Return the names of the modules outside the body of a model. A model with output embeddings has no such head."""
     body = model.base_model
     if body is model or model.get_output_embeddings() is not None:
         return []
@@ -229,7 +233,7 @@ def _find_head(model: PreTrainedModel) -> list[str]:
 
 
 def _find_fused(model: nn.Module) -> list[str]:
-    """Linear layers of state space blocks whose weights a GPU kernel reads without calling the layer."""
+    """Return the linear layers of state space blocks whose weights a GPU kernel reads without calling the layer."""
     blocks = [(name, module) for name, module in model.named_modules() if "A_log" in module._parameters]
     return [
         f"{name}.{child}"
@@ -240,7 +244,7 @@ def _find_fused(model: nn.Module) -> list[str]:
 
 
 def _modules_of(model: nn.Module, weights: Sequence[str], *, place: str) -> list[str]:
-    """The smallest modules that contain these weights; UserError if one also contains most of the model."""
+    """Return the smallest modules that contain these weights. Raises UserError if one holds most of the model."""
     names = sorted({name.rpartition(".")[0] for name in weights})
     total = sum(weight.numel() for weight in model.parameters())
     for name in names:
@@ -255,41 +259,41 @@ def _modules_of(model: nn.Module, weights: Sequence[str], *, place: str) -> list
 
 
 def _outermost(names: Iterable[str]) -> list[str]:
-    """The names that are not inside another of the names."""
+    """Return the module names that are not inside another module of the list."""
     distinct = list(dict.fromkeys(names))
     return [name for name in distinct if not any(name.startswith(f"{other}.") for other in distinct)]
 
 
 def _unique(model: nn.Module, name: str) -> str:
-    """A name of a module that is unique for peft, which matches every module whose name ends with it."""
+    """Return a name that matches only this module in peft, which matches all modules whose names end with it."""
     others = [other for other, _ in model.named_modules() if other.endswith(name) and other != name]
     return f"base_model.model.{name}" if any(not other.startswith(f"{name}.") for other in others) else name
 
 
-def _join_exclusions(given: str | Sequence[str] | None, modules: Sequence[str]) -> str | None:
-    """A pattern for the modules that the user excludes, and for these modules and everything inside them."""
-    if given and not isinstance(given, str):
-        given = rf"(.*\.)?({'|'.join(map(re.escape, given))})"
-    ours = rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None
-    return "|".join(f"({pattern})" for pattern in (ours, given) if pattern) or None
+def _join_exclusions(excluded: str | Sequence[str] | None, modules: Sequence[str]) -> str | None:
+    """Return a pattern that matches what the user excludes, and `modules` with everything inside them."""
+    if excluded and not isinstance(excluded, str):
+        excluded = rf"(.*\.)?({'|'.join(map(re.escape, excluded))})"
+    own = rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None
+    return "|".join(f"({pattern})" for pattern in (own, excluded) if pattern) or None
 
 
 def _has_own_targets(kind: str, model: PreTrainedModel) -> bool:
-    """Whether peft knows the target modules of this adapter for this type of model."""
+    """Return whether peft knows the target modules of this adapter for this type of model."""
     tuner = _import_peft(kind).mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind.upper()]
     return model.config.model_type in (getattr(tuner, "target_module_mapping", None) or {})
 
 
 def _find_nested(adapted: nn.Module) -> str | None:
-    """A module that peft trains in full and that is inside another such module."""
+    """Return a module that peft trains in full and that is inside another one; None if there is none."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     wrapped = [name for name, module in adapted.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     return next((name for name in wrapped if any(name.startswith(f"{other}.") for other in wrapped)), None)
 
 
-def _take_saved_modules(model: nn.Module) -> None:
-    """Put modules that were trained in full in their final places, because some adapters of peft merge only layers."""
+def _unwrap_saved_modules(model: nn.Module) -> None:
+    """Replace peft's wrappers by the modules trained in full, because some adapters merge only their own layers."""
     from peft.utils.other import ModulesToSaveWrapper
 
     for name, module in list(model.named_modules()):
@@ -304,7 +308,8 @@ def load_adapted_model(
     """Load an exported adapter into its base model, from the path or hub id recorded in training.
 
     Args:
-        num_tokens: tokens of the exported tokenizer; the base model gets embeddings for added tokens.
+        model_class: name of the auto class in transformers, such as AutoModelForCausalLM.
+        num_tokens: size of the exported tokenizer; the base model gets embeddings for added tokens.
 
     Raises:
         UserError: the adapter or the base model cannot be loaded, or both lack some weights.
@@ -314,17 +319,17 @@ def load_adapted_model(
     try:
         refuse(check_adapter_weights(model_dir))
         base = _find_base(peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path, model_dir)
-        # The exported config, with the vocabulary size of the base model.
-        config, of_base = (
+        # Load with the exported config, but with the vocabulary size of the base model.
+        config, base_config = (
             transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
             for place in (model_dir, base)
         )
-        if hasattr(find_text_config(of_base), "vocab_size"):
-            find_text_config(config).vocab_size = find_text_config(of_base).vocab_size
+        if hasattr(find_text_config(base_config), "vocab_size"):
+            find_text_config(config).vocab_size = find_text_config(base_config).vocab_size
         options: dict[str, Any] = {}
-        if (quantised := config.to_dict().get("quantization_config")) is not None:  # the same as in training
+        if (quantization := config.to_dict().get("quantization_config")) is not None:  # quantise as in training
             del config.quantization_config
-            options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(quantised)
+            options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(quantization)
         model, loaded = getattr(transformers, model_class).from_pretrained(
             base,
             config=config,
@@ -335,7 +340,7 @@ def load_adapted_model(
             **options,
         )
         grow_embeddings(model, num_tokens)
-        stay_in_4_bits(model)
+        prevent_4_bit_repacking(model)
         adapted: Any = peft.PeftModel.from_pretrained(model, str(model_dir))
     except UserError:
         raise
@@ -344,8 +349,8 @@ def load_adapted_model(
             raise
         reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise UserError(f"{model_dir} is an adapter, and cannot be loaded into its model: {reason}") from error
-    lacking = {*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])}
-    if missing := _find_unsaved(adapted, model_dir, lacking):
+    not_loaded = {*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])}
+    if missing := _find_unsaved(adapted, model_dir, not_loaded):
         raise UserError(
             f"{model_dir} is an adapter, and neither it nor {base} has weights for {', '.join(missing[:4])}: it would "
             "answer at random"
@@ -354,7 +359,7 @@ def load_adapted_model(
 
 
 def _find_base(name: str, model_dir: Path) -> str:
-    """The directory or hub id of the base model of an adapter."""
+    """Return the directory or hub id of an adapter's base model. Raises UserError if the directory is missing."""
     if not looks_like_path(name) and not Path(name).exists():
         return name  # a hub id
     place = f"{model_dir} is an adapter beside the model {name}"
@@ -367,28 +372,30 @@ def _find_base(name: str, model_dir: Path) -> str:
     return name
 
 
-def _find_unsaved(adapted: Any, model_dir: Path, lacking: Collection[str]) -> list[str]:
-    """Weights missing in the adapter's file: its own weights, and weights that the base model lacks."""
+def _find_unsaved(adapted: Any, model_dir: Path, not_loaded: Collection[str]) -> list[str]:
+    """Return the weights that neither the adapter's file nor the base model has."""
     from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
 
     saved = set(load_peft_weights(str(model_dir), device="cpu"))
-    own = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    brought = {key.removeprefix("base_model.model.") for key in saved}
-    return sorted({key.removeprefix("base_model.model.") for key in own - saved} | (set(lacking) - brought))
+    adapter_keys = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    saved_names = {key.removeprefix("base_model.model.") for key in saved}
+    return sorted(
+        {key.removeprefix("base_model.model.") for key in adapter_keys - saved} | (set(not_loaded) - saved_names)
+    )
 
 
 def _find_config_class(kind: str, *, place: str) -> Any:
     peft = _import_peft(f"{place}: {kind}")
-    classes = {str(known.value): found for known, found in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    refused = {
-        known: "puts tokens of its own before each row"
-        for known, found in classes.items()
-        if issubclass(found, peft.PromptLearningConfig)
-    } | {known: f"needs {what}" for known, what in _NEED_MORE_THAN_A_MODEL.items()}
-    if kind.upper() in refused:
-        raise UserError(f"{place}: {kind} {refused[kind.upper()]}, and cannot be used here")
+    classes = {str(name.value): config_class for name, config_class in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    unusable = {
+        name: "puts tokens of its own before each row"
+        for name, config_class in classes.items()
+        if issubclass(config_class, peft.PromptLearningConfig)
+    } | {name: f"needs {what}" for name, what in _UNSUPPORTED_NEEDS.items()}
+    if kind.upper() in unusable:
+        raise UserError(f"{place}: {kind} {unusable[kind.upper()]}, and cannot be used here")
     if kind.upper() not in classes:
-        usable = [known.lower() for known in sorted(classes.keys() - refused.keys())]
+        usable = [name.lower() for name in sorted(classes.keys() - unusable.keys())]
         hint = suggest(kind.lower(), usable)
         raise UserError(f"{place}: {kind} is no adapter of peft; allowed: {', '.join(usable)}{hint}")
     return classes[kind.upper()]

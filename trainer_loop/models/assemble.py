@@ -1,4 +1,4 @@
-"""From a `ModelPlan` to the model that learns: made, put on its device, tried on a few rows, given its adapter."""
+"""Build the model of a `ModelPlan`: load it, move it to its device, run a few trial rows, add its adapter."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,24 +35,20 @@ from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.find import is_shipped
 from trainer_loop.tasks.task import Task
 
-_WAYS_TO_COMPUTE = ("loss", "predict", "loss_and_predict")  # methods of a task that call its model
+_METHODS_WITH_FORWARD = ("loss", "predict", "loss_and_predict")  # methods of a task that call its model
 
 
 @dataclass(frozen=True)
 class RowsToRead:
-    """What is known of the rows that a model is going to read.
+    """Lengths of the rows that a model will read."""
 
-    max_length: tokens of the longest that may come. lengths: `[N]` tokens of the training rows; None: they are
-    streamed. pads: some batches hold more than one row.
-    """
-
-    max_length: int
-    lengths: np.ndarray | None
-    pads: bool
+    max_length: int  # upper limit, in tokens
+    lengths: np.ndarray | None  # `[N]`: tokens of each training row; None: the rows are streamed
+    pads: bool  # some batches hold more than one row
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest training row, as far as they are known."""
+        """Tokens of the longest training row, or `max_length` if the rows are streamed."""
         return self.max_length if self.lengths is None else int(self.lengths.max())
 
 
@@ -69,17 +65,20 @@ def assemble_model(
     compiles: bool,
     console: Console,
 ) -> tuple[nn.Module, Sequence[str]]:
-    """The model on its device, before accelerate prepares it, and the names of its modules in the order of their calls.
+    """Build the model on its device, before accelerate prepares it.
 
     Args:
-        compute_type: what matrices are multiplied in.
-        compiles: the whole model is compiled; layers of a sharded one are later, as `plan` says.
-        console: gets lines about what was found out.
+        compute_type: type of matrix multiplications.
+        compiles: compile the whole model here. Layers of a sharded model are compiled later.
+        console: prints what the trial rows showed, such as frozen parameters.
+
+    Returns:
+        The model, and the names of its modules in the order of their first calls.
 
     Raises:
-        UserError: the model cannot be loaded, or cannot answer rows of the tokenizer.
+        UserError: the model cannot be loaded, or fails on rows of the tokenizer.
     """
-    num_known = getattr(find_text_config(config), "vocab_size", None)  # before embeddings are added
+    old_vocab_size = getattr(find_text_config(config), "vocab_size", None)  # before embeddings are added
     num_tokens = 0 if tokenizer is None else count_tokens(tokenizer)
     model, new_weights = make_model(
         plan, config, model_class=str(task.auto_model), num_tokens=num_tokens, compute_type=compute_type, seed=seed
@@ -110,20 +109,20 @@ def assemble_model(
         task_type=task.peft_type,
         seed=seed,
         new_weights=new_weights,
-        new_tokens=[] if num_known is None else range(num_known, num_tokens),
+        new_tokens=[] if old_vocab_size is None else range(old_vocab_size, num_tokens),
         idle_layers=reach.idle,
     )
     return adapted, [f"base_model.model.{name}" if name else "base_model.model" for name in reach.calls]
 
 
 def _add_end_tokens(model: Any, tokens: Sequence[int]) -> None:
-    """Let a model stop at these tokens too, here and where its export is loaded."""
-    known = list_ids(model.generation_config.eos_token_id)
-    model.generation_config.eos_token_id = sorted({*known, *tokens})
+    """Add end tokens to the generation config, which is exported with the model."""
+    end_tokens = list_ids(model.generation_config.eos_token_id)
+    model.generation_config.eos_token_id = sorted({*end_tokens, *tokens})
 
 
 def make_plain_model(dotted: str, overrides: Mapping[str, Any], *, seed: int) -> nn.Module:
-    """A model that is not of transformers, made by what is at a dotted path; its weights are a function of the seed."""
+    """Make a model that is not from transformers with the factory at a dotted path. The seed determines its weights."""
     factory: Any = locate(dotted, place="model.type")
     seed_everything(seed, "model")
     model = factory(**overrides)
@@ -135,16 +134,16 @@ def make_plain_model(dotted: str, overrides: Mapping[str, Any], *, seed: int) ->
 def _try_out(
     model: nn.Module, task: Task, rows: RowsToRead, new_weights: Collection[str], console: Console, *, packs: bool
 ) -> Reach:
-    """Answer made-up rows: the task pads on the best side, and what takes no part is frozen. What takes part."""
+    """Run trial rows through the model: choose the padding side, freeze unused parameters, return the parts in use."""
     if not task.is_tried or not any(map(is_shipped, type(task).__mro__)):
-        return Reach()  # what a task asks of its model that is not of the package is not known
+        return Reach()  # a custom task may use its model in any way
     made_up = _make_up_rows(model, task, rows)
     if made_up and not packs:
         trial = try_padding(model, task, made_up)
         task.use_padding(trial.side)
         if rows.pads and not trial.is_harmless:
             console.warn(trial.describe(type(model).__name__))
-    if not made_up or _has_own_loss(task):  # which may reach more than the logits do
+    if not made_up or _has_own_loss(task):  # a custom loss may use more of the model than the logits
         return Reach()
     reach = _find_reach(model, task, made_up, rows)
     if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
@@ -153,25 +152,25 @@ def _try_out(
 
 
 def _make_up_rows(model: nn.Module, task: Task, rows: RowsToRead) -> list[dict[str, Any]]:
-    """Rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
+    """Return trial rows: short ones, or rows as long as the training rows if the model fails on short ones."""
     if rows.lengths is None:
         return make_rows(task, model, max_length=rows.max_length)
-    ordered = np.sort(rows.lengths)
+    sorted_lengths = np.sort(rows.lengths)
     special = task.tokenizer.num_special_tokens_to_add()
-    own = [max(1, int(ordered[place]) - special) for place in (0, len(ordered) // 2, -1)]
-    return make_answerable_rows(task, model, max_length=rows.max_length, longer=own)
+    longer = [max(1, int(sorted_lengths[place]) - special) for place in (0, len(sorted_lengths) // 2, -1)]
+    return make_answerable_rows(task, model, max_length=rows.max_length, longer=longer)
 
 
 def _has_own_loss(task: Task) -> bool:
-    """Whether a shipped task was changed where it calls its model."""
-    return not is_shipped(type(task)) and any(name in vars(type(task)) for name in _WAYS_TO_COMPUTE)
+    """Return whether a subclass of a shipped task overrides a method that calls the model."""
+    return not is_shipped(type(task)) and any(name in vars(type(task)) for name in _METHODS_WITH_FORWARD)
 
 
 def _find_reach(model: nn.Module, task: Task, made_up: Sequence[Mapping[str, Any]], rows: RowsToRead) -> Reach:
-    """What of the model takes part in its answers, also to a row as long as the longest."""
+    """Return the parts of the model that affect its answers, tested also with a row as long as the longest."""
     device = next(model.parameters()).device
     reach = find_reach(model, pad_rows(task, made_up, device))
-    if reach.unused or reach.idle:  # some parts are for long rows only
+    if reach.unused or reach.idle:  # some parts are used for long rows only
         row = make_row(task, rows.longest, max_length=rows.max_length)
         reach = reach.without(find_reach(model, pad_rows(task, row, device)))
     return reach

@@ -1,4 +1,4 @@
-"""The config of a transformers model: loaded, changed, and checked before any weight is read."""
+"""Load, change and check the config of a transformers model before any weight is read."""
 
 import contextlib
 import copy
@@ -17,11 +17,11 @@ from trainer_loop.errors import UserError, in_one_line, refuse, suggest
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.runtime.hub import offline_unless_reachable
 
-_MOST_EXTRA_POSITIONS = 8  # a table of positions may have this many rows more than the config states
+_MAX_EXTRA_POSITIONS = 8  # rows that a table of positions may have beyond the number in the config
 
 
 def find_text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a config for text; for most models the config itself."""
+    """Return the part of a config that describes the text model; for most models the config itself."""
     try:
         part = config.get_text_config()
     except ValueError:  # several parts are for text
@@ -30,30 +30,30 @@ def find_text_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def without_numbers(name: str) -> str:
-    """The name of a parameter without layer numbers; the same for all layers."""
+    """Replace the layer numbers in a parameter name by `*`, so that all layers share the name."""
     return re.sub(r"\d+", "*", name)
 
 
 def find_position_table(model: nn.Module) -> nn.Module | None:
-    """The module with a vector for each absolute position; None if the model has none."""
+    """Return the module with an embedding for each absolute position; None if the model has none."""
     stated = _stated_positions(model)
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         is_named = any(word in name.rpartition(".")[2] for word in ("position", "wpe", "pos_emb"))
         rows = len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 else 0
-        if stated is not None and is_named and 0 <= rows - stated <= _MOST_EXTRA_POSITIONS:
+        if stated is not None and is_named and 0 <= rows - stated <= _MAX_EXTRA_POSITIONS:
             return module
     return None
 
 
 def first_position(model: nn.Module) -> int:
-    """The position of the first token of a row, for a model that receives positions."""
+    """Return the position id of the first token of a row, for a model that takes position ids."""
     padding = getattr(find_position_table(model), "padding_idx", None)
     return 0 if padding is None else padding + 1
 
 
 def count_positions(model: nn.Module) -> int | None:
-    """The largest number of tokens in a row; None if the config has no limit. Weights are not read."""
+    """Return the maximum number of tokens in a row; None if the config has no limit. Reads no weights."""
     stated, table = _stated_positions(model), find_position_table(model)
     if stated is None or table is None:
         return stated
@@ -62,7 +62,7 @@ def count_positions(model: nn.Module) -> int | None:
 
 
 def count_tabled_positions(model: nn.Module) -> int | None:
-    """The same for a model that fails on a longer row; None if the model computes its positions, to any number."""
+    """Return `count_positions` if a longer row would fail; None if the model computes positions of any number."""
     return None if find_position_table(model) is None else count_positions(model)
 
 
@@ -73,7 +73,7 @@ def _stated_positions(model: nn.Module) -> int | None:
 
 
 def find_model(name: str) -> str:
-    """The path of the exported model if `name` is a run directory; otherwise `name` itself."""
+    """Return the path of the exported model if `name` is a run directory, else `name` itself."""
     exported = Path(name) / "model"
     return str(exported) if (exported / "config.json").is_file() else name
 
@@ -81,7 +81,7 @@ def find_model(name: str) -> str:
 def load_model_config(
     *, name: str | None, model_type: str | None, overrides: Mapping[str, Any], trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """Load the config of a model, or make one of a type, and apply the overrides.
+    """Load the config of a model, or make the default config of a type, and apply the overrides.
 
     Args:
         name: hub id or directory; None for a new model of `model_type`.
@@ -99,14 +99,14 @@ def load_model_config(
         with offline_unless_reachable() as offline:
             try:
                 config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            except Exception as error:  # a file of somebody else's may make transformers raise anything
+            except Exception as error:  # for unknown files transformers may raise anything
                 raise UserError(explain_failure(name, error, offline=offline)) from error
     _override(config, overrides)
     try:
-        if name is None and overrides:  # made of them, for it derives fields, such as the layers of a decoder
+        if name is None and overrides:  # rebuild it: fields such as the layers of a decoder are derived from others
             renamed = type(config).attribute_map
             config = type(config)(**{renamed.get(field, field): value for field, value in overrides.items()})
-        config.validate()  # transformers' own rules, which it otherwise applies only when the model is saved
+        config.validate()  # transformers itself checks its rules only when it saves the model
     except (StrictDataclassError, TypeError, ValueError) as error:
         if not overrides:
             raise UserError(f"model.name: the config.json of {name} is refused: {in_one_line(error)}") from error
@@ -119,9 +119,9 @@ def load_model_config(
 
 
 def _make_config(model_type: str) -> PretrainedConfig:
-    known = transformers.CONFIG_MAPPING.keys()
-    if model_type not in known:
-        hint = suggest(model_type, known) or "; examples: bert, distilbert, roberta, gpt2, llama"
+    types = transformers.CONFIG_MAPPING.keys()
+    if model_type not in types:
+        hint = suggest(model_type, types) or "; examples: bert, distilbert, roberta, gpt2, llama"
         raise UserError(f"model.type: {model_type} is no model type of transformers{hint}")
     try:
         return AutoConfig.for_model(model_type)
@@ -130,7 +130,7 @@ def _make_config(model_type: str) -> PretrainedConfig:
 
 
 def _override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
-    """Change fields of a config. Raises UserError with all that it has not, or that cannot have these values."""
+    """Set fields of a config. Raises one UserError that lists all unknown fields and rejected values."""
     problems = []
     for field, value in overrides.items():
         place, kind = f"model.overrides.{field}", type(config).__name__
@@ -147,13 +147,13 @@ def _override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
 
 
 def drops_layers(config: PretrainedConfig | None) -> bool:
-    """Whether a model skips whole layers at random during training (LayerDrop), so that they get no gradient."""
+    """Return whether a model skips random layers in training (LayerDrop), so that they get no gradient."""
     fields = {} if config is None else config.to_dict()
     return any("layerdrop" in name and isinstance(value, float | int) and value > 0 for name, value in fields.items())
 
 
 def count_outputs(config: PretrainedConfig | None, tokenizer: Any | None) -> int | None:
-    """Logits of a language model for each token. There may be more embeddings than tokens."""
+    """Return the logits per token of a language model: the larger of its embeddings and the tokens. None if unknown."""
     if config is None or tokenizer is None:
         return None
     return max(getattr(find_text_config(config), "vocab_size", 0), count_tokens(tokenizer))
@@ -168,15 +168,17 @@ def fit_model_config(
     problem_type: str | None = None,
     vocab_size: int | None = None,
 ) -> list[str]:
-    """Write into the config what the data and the tokenizer decide: classes, special tokens, vocabulary of a new model.
+    """Set the classes, special tokens and vocabulary of a config from the data and the tokenizer.
 
     Args:
         tokenizer: None if the model reads no tokens.
-        problem_type: of the task; None stands for one label, if there are labels.
-        vocab_size: number of embeddings of a new model, if larger than the number of tokens.
+        new_vocabulary: the model is new, and its vocabulary becomes that of the tokenizer.
+        label_names: names of the classes; None if the task has none.
+        problem_type: of the task; None means one class per row if `label_names` is set.
+        vocab_size: embeddings of a new model; None: one for each token.
 
     Returns:
-        One line for the user for each value that the config had differently.
+        One line for the user for each value that differed in the config.
     """
     notes = []
     if label_names is not None:
@@ -213,18 +215,18 @@ def fit_model_config(
 
 
 def count_tokens(tokenizer: Any) -> int:
-    """The number of embeddings that a tokenizer needs; its ids may have gaps."""
+    """Return the number of embeddings that a tokenizer needs; its ids may have gaps."""
     return max(len(tokenizer), *(position + 1 for position in tokenizer.get_vocab().values()))
 
 
 def _text_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
-    """The config, and the configs inside it that have a vocabulary."""
+    """Return the config, and the configs inside it that have a vocabulary."""
     inside = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
     return [config, *(part for part in inside if hasattr(part, "vocab_size"))]
 
 
 def list_ids(ids: Any) -> list[int]:
-    """The token ids of a field of a config: none, one or several."""
+    """Return the token ids in a config field, which holds None, one id or several, as a list."""
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
@@ -237,13 +239,13 @@ def check_model_config(
     max_length: int,
     needs_end: bool = False,
 ) -> list[str]:
-    """Check that texts fit the positions of the model, and tokens fit its embeddings; one message for each problem.
+    """Check that rows fit the positions of the model and token ids fit its embeddings. Returns one message per problem.
 
     Args:
-        empty: the model without memory for its weights.
-        own_tokenizer: whether the tokenizer belongs to the model; tokens that were added to it then get new embeddings.
+        empty: the model on the meta device, without values of weights.
+        own_tokenizer: the tokenizer belongs to the model; tokens added to it then get new embeddings.
         max_length: tokens of the longest row.
-        needs_end: whether the head looks for the end token of each row.
+        needs_end: the head reads the end token of each row.
     """
     problems = []
     limits = {"positions of the model": count_positions(empty), "tokens of the tokenizer": tokenizer.model_max_length}
@@ -267,28 +269,28 @@ def check_model_config(
 
 
 def _check_token_types(empty: nn.Module, tokenizer: Any) -> list[str]:
-    """Token types of the tokenizer for which the model has no embedding."""
+    """Return a problem if the model lacks an embedding for a token type of the tokenizer."""
     types = tokenizer("a", "a").get("token_type_ids")
     tables = [module for name, module in empty.named_modules() if name.endswith("token_type_embeddings")]
-    known = min((len(table.weight) for table in tables), default=None)  # type: ignore[arg-type] # embeddings have one
-    if not types or known is None or max(types) < known:
+    limit = min((len(table.weight) for table in tables), default=None)  # type: ignore[arg-type] # embeddings have one
+    if not types or limit is None or max(types) < limit:
         return []
     return [
-        f"model.tokenizer: it gives tokens the types 0 to {max(types)}, the model has embeddings for {known}; "
+        f"model.tokenizer: it gives tokens the types 0 to {max(types)}, the model has embeddings for {limit}; "
         "use the tokenizer that came with the model"
     ]
 
 
 def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
-    """Build a model without memory for its weights, which has only their names and shapes.
+    """Build a model on the meta device: its weights have names and shapes, but no values.
 
     Raises:
         UserError: transformers cannot build a model from this config.
     """
     try:
-        with torch.device("meta"), without_borrowed_padding(config):
+        with torch.device("meta"), without_shared_padding(config):
             model: nn.Module = getattr(transformers, model_class).from_config(
-                copy.deepcopy(config),  # a trial of an adapter may change it, for example one that repeats layers
+                copy.deepcopy(config),  # a trial adapter may change it, for example one that repeats layers
                 trust_remote_code=trust_remote_code,
             )
     except Exception as error:  # for a changed or damaged config transformers may raise anything
@@ -300,41 +302,41 @@ def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote
 
 
 @contextlib.contextmanager
-def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
-    """Build a model without a padding token if the token also marks an end or a beginning, or is added later.
+def without_shared_padding(config: PretrainedConfig) -> Iterator[None]:
+    """Context in which models are built without a padding token that also marks start or end, or is added later.
 
     torch sets the `padding_idx` row of an embedding to zero and never trains it.
     """
-    borrowing = []
+    removed = []
     for part in _text_parts(config):
-        own, vocabulary = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
-        borrowed = [*list_ids(getattr(part, "eos_token_id", None)), *list_ids(getattr(part, "bos_token_id", None))]
-        if own is not None and (own in borrowed or (isinstance(vocabulary, int) and own >= vocabulary)):
-            borrowing.append((part, own))
+        padding, vocabulary = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        shared = [*list_ids(getattr(part, "eos_token_id", None)), *list_ids(getattr(part, "bos_token_id", None))]
+        if padding is not None and (padding in shared or (isinstance(vocabulary, int) and padding >= vocabulary)):
+            removed.append((part, padding))
             part.pad_token_id = None
     try:
         yield
     finally:
-        for part, own in borrowing:
-            part.pad_token_id = own
+        for part, padding in removed:
+            part.pad_token_id = padding
 
 
 def use_padding_token(model: nn.Module, config: PretrainedConfig) -> None:
-    """Set the padding token of a model that was built `without_borrowed_padding`."""
-    for part, wanted in zip(_text_parts(model.config), _text_parts(config), strict=True):  # type: ignore[arg-type]
-        part.pad_token_id = wanted.pad_token_id
+    """Set the padding token of a model that was built in `without_shared_padding`."""
+    for part, original in zip(_text_parts(model.config), _text_parts(config), strict=True):  # type: ignore[arg-type]
+        part.pad_token_id = original.pad_token_id
     for module in model.modules():  # for example in RoBERTa, which counts positions from it
         if not isinstance(module, nn.Embedding) and getattr(module, "padding_idx", 0) is None:
             module.padding_idx = find_text_config(config).pad_token_id
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name is certainly a directory and not a hub id."""
+    """Return whether a name can only be a directory, and not a hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _refuse_wrong_directory(name: str) -> None:
-    """Refuse a path without a model: transformers would take it for a hub id, or train the base model of an adapter."""
+    """Refuse a path without a model: transformers would read it as a hub id, or load an adapter's base model."""
     folder = Path(name)
     if looks_like_path(name) and not folder.is_dir():
         raise UserError(
@@ -351,7 +353,7 @@ def _refuse_wrong_directory(name: str) -> None:
 
 
 def explain_failure(name: str, error: Exception, *, offline: str | None) -> str:
-    """Why a model could not be loaded, in one line. offline: why the hub was not asked; None if it was asked."""
+    """Return one line on why a model was not loaded. `offline` is why the hub was not asked; None if it was."""
     if offline is not None and not Path(name).is_dir():
         return (
             f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "

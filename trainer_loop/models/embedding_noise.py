@@ -14,7 +14,7 @@ def use_embedding_noise(model: PreTrainedModel, *, alpha: float) -> None:
     """
     lengths: list[Tensor] = []
 
-    def remember_lengths(_module: nn.Module, _arguments: tuple[Any, ...], batch: dict[str, Any]) -> None:
+    def store_lengths(_module: nn.Module, _arguments: tuple[Any, ...], batch: dict[str, Any]) -> None:
         lengths[:] = [_lengths_by_token(batch)]
 
     def add_noise(embedding: nn.Module, _arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def use_embedding_noise(model: PreTrainedModel, *, alpha: float) -> None:
         limits = alpha / (lengths[0] * embedded.shape[-1]).sqrt()
         return embedded + torch.empty_like(embedded).uniform_(-1, 1) * limits.to(embedded.dtype)
 
-    model.register_forward_pre_hook(remember_lengths, with_kwargs=True)
+    model.register_forward_pre_hook(store_lengths, with_kwargs=True)
     model.get_input_embeddings().register_forward_hook(add_noise)
 
 
 def _lengths_by_token(batch: dict[str, Any]) -> Tensor:
-    """For each token the number of tokens of its row, `[B or 1, T or 1, 1]`."""
+    """Return the length of each token's row, `[B, 1, 1]`, or `[1, T, 1]` for packed rows."""
     if "row_ends" in batch:
         lengths = batch["row_ends"].diff()
         return lengths.repeat_interleave(lengths, output_size=batch["input_ids"].shape[1])[None, :, None]

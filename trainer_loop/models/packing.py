@@ -1,8 +1,8 @@
-"""Packed rows: rows end to end without padding, with attention only inside each row.
+"""Packed rows: rows one after another without padding, with attention only inside each row.
 
-A packed batch has `input_ids` and `position_ids` `[1, T]`, T the tokens of all rows; `row_lengths`, a tuple of B
-numbers; and `row_ends`, their cumulative sums from 0, `[B + 1]`. The model passes `row_lengths` and `row_ends` to its
-attention as keyword arguments.
+A packed batch has `input_ids` and `position_ids` `[1, T]`, where T counts the tokens of all rows; `row_lengths`, a
+tuple of B integers; and `row_ends`, their cumulative sums from 0, `[B + 1]`. The model passes `row_lengths` and
+`row_ends` to its attention as keyword arguments.
 """
 
 from functools import partial
@@ -22,20 +22,20 @@ from trainer_loop.ops.attention import attend, can_exchange_attention, cast_as_a
 from trainer_loop.runtime.randomness import evaluating
 from trainer_loop.tasks.task import pack_rows
 
-ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations
+ATTENTION = "trainer_loop_packed"  # name of the attention implementation in transformers
 
-_PROBE = (7, 4, 2)  # tokens of the rows of the trial
+_PROBE = (7, 4, 2)  # tokens of each trial row
 _WIDEST_HEAD = 256  # widest head that flash attention supports
 _TOLERANCE = 1e-4  # relative to the largest output
 
 
 def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
-    """Change a model so that it accepts packed batches, and only these. Its parameters and names do not change.
+    """Change a model so that it accepts only packed batches. Its parameters and their names do not change.
 
-    The model is tried on a few tokens, packed and alone.
+    Runs trial rows through the model, packed and one by one, and compares the outputs.
 
     Args:
-        rows_at_head: whether the head sees rows `[B, T, D]`, like that of a classifier, or single tokens.
+        rows_at_head: the head takes rows `[B, T, D]`, as a classifier does; false: single tokens.
 
     Raises:
         UserError: the model does not support packing.
@@ -43,7 +43,7 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
     name, config = type(model).__name__, model.config
     if not can_exchange_attention(model):
         raise _refusal(f"the attention of {name} cannot be exchanged")
-    if _attends_locally(config):
+    if _has_sliding_window(config):
         raise _refusal(f"{name} attends within a sliding window")
     stacks = [stack for stack in ("encoder", "transformer") if hasattr(model.base_model, stack)]
     if rows_at_head and not stacks:
@@ -63,8 +63,8 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
             packed = logits if rows_at_head else logits[0].split(_PROBE)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise _refusal(f"{name} takes no packed rows: {in_one_line(error, at_most=120)}") from error
-    wanted, found = (torch.cat([answer.flatten() for answer in answers]) for answers in (alone, packed))
-    largest, difference = float(wanted.abs().max()), float((wanted - found).abs().max())
+    expected, actual = (torch.cat([output.flatten() for output in outputs]) for outputs in (alone, packed))
+    largest, difference = float(expected.abs().max()), float((expected - actual).abs().max())
     if largest == 0:
         raise _refusal(f"{name} answers nothing but zeros, so packing cannot be tried")
     if not difference <= _TOLERANCE * largest:  # nan counts as a difference
@@ -84,17 +84,17 @@ def attend_rows(
     row_ends: Tensor | None = None,
     **others: Any,  # transformers passes all keyword arguments of its models
 ) -> tuple[Tensor, None]:
-    """Like `attend`, within each row of a packed batch: B is 1, T counts the tokens of all rows, there is no mask."""
+    """Apply `attend` within each row of a packed batch: B is 1, T counts the tokens of all rows, without a mask."""
     if row_lengths is None or row_ends is None or attention_mask is not None:
-        raise ValueError("a packed model takes packed batches alone")
+        raise ValueError("a packed model takes only packed batches")
     query, key, value = cast_as_autocast(query, key, value)
-    if not _flash_takes(query, key, value, dropout=dropout):
+    if not _can_use_flash(query, key, value, dropout=dropout):
         attended = [
             attend(module, *row, None, dropout=dropout, scaling=scaling, is_causal=is_causal, **others)[0]  # type: ignore[misc, call-arg]
             for row in zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True)
         ]
         return torch.cat(attended, dim=1), None
-    # All rows in one call of torch's flash attention for rows of different lengths.
+    # One call of torch's flash attention for all rows, which may have different lengths.
     from torch.nn.attention.varlen import varlen_attn
 
     repeats, longest = query.shape[1] // key.shape[1], max(row_lengths)
@@ -102,12 +102,12 @@ def attend_rows(
         tensor[0].transpose(0, 1).contiguous() for tensor in (query, repeat_kv(key, repeats), repeat_kv(value, repeats))
     )
     window = (-1, 0) if takes_causal(module, is_causal) else (-1, -1)
-    found = varlen_attn(query, key, value, row_ends, row_ends, longest, longest, scale=scaling, window_size=window)
-    assert isinstance(found, Tensor)
-    return found[None], None
+    output = varlen_attn(query, key, value, row_ends, row_ends, longest, longest, scale=scaling, window_size=window)
+    assert isinstance(output, Tensor)
+    return output[None], None
 
 
-def _flash_takes(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> bool:
+def _can_use_flash(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> bool:
     return (
         query.is_cuda
         and dropout == 0
@@ -118,7 +118,7 @@ def _flash_takes(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -
     )
 
 
-def _attends_locally(config: Any) -> bool:
+def _has_sliding_window(config: Any) -> bool:
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return any(kind != "full_attention" for kind in kinds)
@@ -128,19 +128,19 @@ def _attends_locally(config: Any) -> bool:
 def _shift_positions(
     first: int, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Some models number positions from the one behind padding."""
+    """Add the first position to the position ids, for models whose positions start after the padding index."""
     return args, kwargs | {"position_ids": kwargs["position_ids"] + first}
 
 
 def _unpack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Turn the last hidden states `[1, T, D]` into `[B, T of the longest row, D]` for the head."""
+    """Pad the last hidden states `[1, T, D]` to `[B, T of the longest row, D]` for the head."""
     rows = output.last_hidden_state[0].split(kwargs["row_lengths"])
     output.last_hidden_state = pad_sequence(rows, batch_first=True)
     return output
 
 
 def _probe_rows(model: PreTrainedModel) -> list[dict[str, list[int]]]:
-    """A few rows of tokens that differ from padding."""
+    """Return trial rows whose tokens are not padding."""
     padding = getattr(find_text_config(model.config), "pad_token_id", None)
     tokens = (token for token in range(sum(_PROBE) + 1) if token != padding)
     return [{"input_ids": list(islice(tokens, length))} for length in _PROBE]

@@ -1,4 +1,4 @@
-"""The section `model` of a task on texts: what is loaded, what is built, and whether it fits data and tokenizer."""
+"""The section `model` of the config: load config and tokenizer, and check that model, data and task fit together."""
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,10 +35,7 @@ from trainer_loop.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """A `model` section; the fields but for the last two are its keys. `plan_model` checks it.
-
-    given: a model that was made in Python, in the place of the one that is named. adapter: that of `lora` or `peft`.
-    """
+    """A `model` section. All fields except the last two are its keys. `plan_model` checks it."""
 
     name: str | None
     type: str | None
@@ -56,23 +53,23 @@ class ModelPlan:
     lora: Mapping[str, Any]
     peft: Mapping[str, Any]
     trust_remote_code: bool
-    given: nn.Module | None
-    adapter: AdapterPlan | None = None
+    given: nn.Module | None  # a model object that the user passes instead of `name` or `type`
+    adapter: AdapterPlan | None = None  # from `lora` or `peft`
 
     @property
     def has_foreign_processor(self) -> bool:
-        """Whether tokenizer or image processor come from elsewhere than the model's config."""
+        """Whether the tokenizer or image processor comes from elsewhere than the model named in the config."""
         return self.tokenizer is not None or self.given is not None
 
     def load_config(self) -> PretrainedConfig | None:
-        """The config of the model; None where no model is named. Raises UserError where it cannot be read."""
+        """Load the config of the model. Returns None if no model is named. Raises UserError if it cannot be read."""
         if self.given is not None:
             if not isinstance(self.given, PreTrainedModel):
                 raise UserError(
                     f"model: a {self.given.__class__.__name__} was given; a task on texts needs a model of transformers"
                 )
-            own: PretrainedConfig = self.given.config
-            return own
+            config: PretrainedConfig = self.given.config
+            return config
         if self.name is None and self.type is None:
             return None
         return load_model_config(
@@ -91,19 +88,20 @@ class ModelPlan:
         max_length: int,
         say: Callable[[str], None],
     ) -> Any | None:
-        """What makes numbers of raw rows: the tokenizer or the image processor; None if the task needs none.
+        """Load or train the tokenizer, or load the image processor. Returns None if the task needs none.
 
         Args:
-            config: of the model; None if it is not known, or not of transformers.
-            texts: gives what a tokenizer is trained on; None if there are none, or not in order.
+            config: of the model; None if it is unknown or not from transformers.
+            texts: returns the texts to train a tokenizer on; None if they are not available.
             max_length: tokens of the longest row.
+            say: receives one line of text per note, for the console.
 
         Raises:
-            UserError: it cannot be loaded, or the section does not say which.
+            UserError: the processor cannot be loaded, or the section does not name it.
         """
         if task is not None and task.auto_processor is None and task.auto_model is None:
             return None
-        # A model that was given brings its own, wherever it is from.
+        # A model object knows the name of its own tokenizer.
         name = self.tokenizer or getattr(self.given, "name_or_path", None) or self.name
         if task is not None and task.auto_processor == "AutoImageProcessor":
             if self.chat_template is not None:
@@ -129,7 +127,7 @@ class ModelPlan:
                 "hub id, a local directory or train"
             )
         else:
-            return None  # that no model is named is among the problems already
+            return None  # the missing model is already reported as a problem
         if self.chat_template == "plain" and tokenizer.eos_token is None:
             raise UserError("model.chat_template: plain: the tokenizer has no end token; choose another tokenizer")
         if self.chat_template is not None:
@@ -148,17 +146,18 @@ class ModelPlan:
         groups: Sequence[Mapping[str, Any]],
         seed: int,
     ) -> list[str]:
-        """Fit the model's config to data and tokenizer.
+        """Check that model, tokenizer and data fit together, and adapt the model's config to them. Loads no weights.
 
         Args:
             tokenizer: None if the model reads no tokens.
-            frozen, groups: keys of the section `optimizer`; their patterns of names must mean something in this model.
+            frozen: `optimizer.freeze`; each pattern must match parameters of the model.
+            groups: `optimizer.groups`; likewise.
 
         Returns:
-            Lines for a person about what the config said otherwise.
+            One line of text for each value that differed in the config.
 
         Raises:
-            UserError: model, tokenizer and data do not go together. No weights are loaded to find out.
+            UserError: they do not fit together; lists all problems.
         """
         problems = Problems()
         if self.given is None:
@@ -174,7 +173,7 @@ class ModelPlan:
             problem_type=task.problem_type,
         )
         empty: Any = self.given
-        if empty is None or self.adapter is not None:  # which changes the model that it is tried on
+        if empty is None or self.adapter is not None:  # adding an adapter changes the model
             model_class = str(task.auto_model)
             empty = make_empty_model(config, model_class=model_class, trust_remote_code=self.trust_remote_code)
         if tokenizer is not None:
@@ -190,7 +189,7 @@ class ModelPlan:
         if task.auto_processor == "AutoImageProcessor":
             problems.lines += self._check_channels(config)
         if self.adapter is not None:
-            empty = problems.collect("", self.adapter.try_on, empty, task_type=task.peft_type, seed=seed)
+            empty = problems.collect("", self.adapter.add_to_empty, empty, task_type=task.peft_type, seed=seed)
         if empty is not None and (frozen or groups or self.adapter):
             rules = [GroupRule(group["match"]) for group in groups]
             problems.collect("optimizer.", check_patterns, empty, frozen=frozen, rules=rules)
@@ -198,9 +197,10 @@ class ModelPlan:
         return lines
 
     def check_outputs(self, config: PretrainedConfig, num_outputs: int, *, are_numbers: bool) -> None:
-        """Raise UserError where a model that was given has another number of outputs than there are classes.
+        """Raise UserError if a model object has another number of outputs than the data.
 
-        are_numbers: it predicts numbers, and no classes.
+        Args:
+            are_numbers: the outputs are numbers (regression), not classes.
         """
         if self.given is not None and config.num_labels != num_outputs:
             needs = f"{num_outputs} numbers are predicted" if are_numbers else f"the data has {num_outputs} classes"
@@ -208,7 +208,7 @@ class ModelPlan:
             raise UserError(f"model: the one that was given has {config.num_labels} outputs, and {needs}")
 
     def _check_channels(self, config: PretrainedConfig) -> list[str]:
-        """Whether images are read as the model wants them."""
+        """Return a problem if the model does not take images with 3 channels."""
         channels = getattr(config, "num_channels", 3)
         if channels == 3:
             return []
@@ -218,7 +218,7 @@ class ModelPlan:
         ]
 
     def _check_overrides(self, task: Task, tokenizer: Any, label_names: Sequence[str] | None) -> list[str]:
-        """Fields of the config whose values the data or the tokenizer decide."""
+        """Return the problems of overrides whose values the data or the tokenizer decide."""
         problems = []
         num_labels, vocab_size = self.overrides.get("num_labels"), self.overrides.get("vocab_size")
         is_regression = task.problem_type == "regression"
@@ -226,17 +226,17 @@ class ModelPlan:
         if count is not None and num_labels not in (None, count):
             if is_regression:
                 numbers = "one number is" if label_names is None else f"{count} numbers are"
-                decides = f"{numbers} predicted; leave it out"
+                reason = f"{numbers} predicted; leave it out"
             else:
                 remedy = "leave it out, and name classes that have no rows in data.label_names"
-                decides = f"the data has {count} classes, which decide; {remedy}"
-            problems.append(f"model.overrides.num_labels: {num_labels}, but {decides}")
+                reason = f"the data has {count} classes, which decide; {remedy}"
+            problems.append(f"model.overrides.num_labels: {num_labels}, but {reason}")
         problems += [
             f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"
             for name in ("id2label", "label2id")
             if label_names is not None and name in self.overrides
         ]
-        is_new = tokenizer is not None and self.name is None  # its vocabulary is that of the tokenizer
+        is_new = tokenizer is not None and self.name is None  # the vocabulary of a new model is that of the tokenizer
         if is_new and isinstance(vocab_size, int) and vocab_size < count_tokens(tokenizer):
             problems.append(
                 f"model.overrides.vocab_size: {vocab_size} is less than the {count_tokens(tokenizer):,} tokens of the "
@@ -245,12 +245,12 @@ class ModelPlan:
         return problems
 
     def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:
-        """Whether the model's folder has what the task needs, and weights that can be read."""
+        """Add problems if the model type does not fit the task, or if its weights cannot be read or trained."""
         key = f"model.name: {self.name}" if self.name is not None else f"model.type: {self.type}"
         model_class = str(task.auto_model)
-        known = getattr(getattr(transformers, model_class), "_model_mapping", None)
-        brings_code = self.trust_remote_code and model_class in (getattr(config, "auto_map", None) or {})
-        if known is not None and type(config) not in known and not brings_code:
+        supported = getattr(getattr(transformers, model_class), "_model_mapping", None)
+        has_remote_code = self.trust_remote_code and model_class in (getattr(config, "auto_map", None) or {})
+        if supported is not None and type(config) not in supported and not has_remote_code:
             problems.lines.append(
                 f"{key} is of type {config.model_type}, for which transformers has no {model_class}; choose another "
                 "model, such as a bert or a roberta"
@@ -271,7 +271,7 @@ class ModelPlan:
 def plan_model(section: ModelPlan, problems: Problems) -> ModelPlan:
     """Check the section without reading a file, and plan its adapter.
 
-    What is wrong is added to `problems`, and the plan is made all the same: the rest can then be checked too.
+    Errors are added to `problems`. The plan is returned anyway, so that the caller can check the rest too.
     """
     lora, peft = section.lora, section.peft
     adapter = problems.collect("model.", plan_lora, **lora) or problems.collect("model.", plan_peft, **peft)
@@ -281,15 +281,15 @@ def plan_model(section: ModelPlan, problems: Problems) -> ModelPlan:
 
 
 def _check_quantize(section: ModelPlan) -> list[str]:
-    """Weights in 4 bits are loaded so and stay as they are; an adapter beside them learns."""
+    """Return the problems of `model.quantize`: 4-bit weights must be loaded, and need an adapter that is trained."""
     key, lora, peft = f"model.quantize: {section.quantize}", section.lora, section.peft
     problems = []
     if section.given is not None or section.name is None or section.from_scratch:
-        problems.append(f"{key}: weights are made small while they load, and here none are; set it to null")
+        problems.append(f"{key}: weights are quantised while they load, and here none are loaded; set it to null")
     if lora["r"] is None and peft["name"] is None:
-        problems.append(f"{key}: such weights do not learn; let an adapter do so beside them: model.lora.r=16")
+        problems.append(f"{key}: 4-bit weights cannot be trained; add an adapter, for example with model.lora.r=16")
     if lora["merge"] or peft["merge"]:
-        problems.append(f"{key}: an adapter cannot be merged with them but for a loss; set merge to false")
+        problems.append(f"{key}: merging an adapter into 4-bit weights would lose precision; set merge to false")
     if importlib.util.find_spec("bitsandbytes") is None:
         problems.append(f"{key} needs the package bitsandbytes: pip install bitsandbytes")
     return problems

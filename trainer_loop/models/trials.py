@@ -1,4 +1,4 @@
-"""Properties of a model found by trial forward passes over a few made-up rows, instead of by its name."""
+"""Find properties of a model by trial forward passes over a few made-up rows, instead of by its name."""
 
 import contextlib
 import math
@@ -25,26 +25,26 @@ from trainer_loop.tasks.task import Batch, Task
 LENGTHS = (2, 5, 19)  # approximate numbers of tokens of the made-up rows
 LONGER = (12, 17, 29)  # used if a model cannot answer the shorter ones
 _TOLERANCE = 1e-4  # relative to the largest value of an answer
-_ROPES_OF_THE_LONGEST = ("dynamic", "longrope")  # rotary types that depend on the longest row of a batch
+_LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")  # rotary types that depend on the longest row of a batch
 
 
 @dataclass(frozen=True)
 class PaddingTrial:
     """The effect of padding on the answers of a model."""
 
-    side: str  # the padding side that changes the answers least
-    difference: float  # the largest difference, relative to the largest value of an answer
+    side: str  # left or right
+    difference: float  # largest difference, relative to the largest value of an answer
 
     @property
     def is_harmless(self) -> bool:
-        """Whether the answers are the same, up to rounding."""
+        """Whether padding changes the answers by no more than rounding."""
         return self.difference <= _TOLERANCE  # false for nan
 
     def describe(self, name: str) -> str:
-        """The warning for the user. name: of the model."""
+        """Return the warning for the user; `name` is the class of the model."""
         return (
-            f"a {name} answers a row otherwise where others pad it: by {self.difference:.2g} of its largest logit, for "
-            "three rows alone and together; so numbers depend on how batches are cut: set batch.per_device=1 and "
+            f"the answer of a {name} to a row depends on its padding: by {self.difference:.2g} of its largest logit, "
+            "for three rows alone and together; so numbers depend on how batches are cut: set batch.per_device=1 and "
             "evaluate.per_device=1, which pads nothing, or choose another model"
         )
 
@@ -52,18 +52,21 @@ class PaddingTrial:
 def make_rows(
     task: Task, model: nn.Module, *, max_length: int, lengths: Sequence[int] = LENGTHS
 ) -> list[dict[str, Any]]:
-    """Rows of about these numbers of ordinary tokens, encoded by the task. max_length: of the longest row of the run.
+    """Make encoded rows of about these numbers of ordinary tokens.
 
     If the positions of the model depend on the longest row of a batch, one more row is long enough to show this.
+
+    Args:
+        max_length: tokens of the longest row of the run.
     """
-    tried = [*lengths, *_find_turning_length(model, max_length=max_length)]
-    return [row for length in tried for row in make_row(task, length, max_length=max_length)]
+    all_lengths = [*lengths, *_find_rope_switch_length(model, max_length=max_length)]
+    return [row for length in all_lengths for row in make_row(task, length, max_length=max_length)]
 
 
 def make_answerable_rows(
     task: Task, model: nn.Module, *, max_length: int, longer: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Such rows, of these longer lengths where the model cannot answer short ones."""
+    """Make short trial rows, or rows of the lengths `longer` if the model fails on short ones."""
     rows = make_rows(task, model, max_length=max_length)
     if not rows or can_answer(model, task, rows[:1]):
         return rows
@@ -71,7 +74,7 @@ def make_answerable_rows(
 
 
 def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]]:
-    """A row of about `length` tokens in a list; an empty list if the task makes no row of such a text."""
+    """Return a list with one row of about `length` tokens; an empty list if the task accepts no such text."""
     tokenizer = task.tokenizer
     special = set(tokenizer.all_special_ids)
     ordinary = [token for token in range(len(tokenizer)) if token not in special]
@@ -79,32 +82,35 @@ def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]
     text = text.strip() or "a"
     chat = [{"role": role, "content": text} for role in ("user", "assistant")]
     values = {"text": text, "words": text.split(), "conversation": chat}
-    read = bind_columns(task.columns, {}, task=type(task).__name__).without_targets().names
-    rows = {own: [values[task.columns[own].kind]] for own in read}
+    column_names = bind_columns(task.columns, {}, task=type(task).__name__).without_targets().names
+    rows = {name: [values[task.columns[name].kind]] for name in column_names}
     encoded = task.encode(rows, max_length=max_length)
-    if any(encoded.get("fault", ())):  # a chat template may take other conversations only
+    if any(encoded.get("fault", ())):  # a chat template may reject this conversation
         return []
     columns = {name: values for name, values in encoded.items() if name not in RESERVED}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:1]
 
 
-def _find_turning_length(model: nn.Module, *, max_length: int) -> list[int]:
-    """The first length at which rotary positions of all rows change; none if the rows of the run are shorter."""
-    text = find_text_config(model.config)  # type: ignore[arg-type] # a model of transformers has one
-    ropes = getattr(text, "rope_parameters", None) or {}
+def _find_rope_switch_length(model: nn.Module, *, max_length: int) -> list[int]:
+    """Return the first row length that changes the rotary positions of the whole batch, if the run has such rows."""
+    config = find_text_config(model.config)  # type: ignore[arg-type] # a model of transformers has one
+    ropes = getattr(config, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, Mapping)}
-    original = getattr(text, "original_max_position_embeddings", None) or ropes.get("original_max_position_embeddings")
-    original = original or getattr(text, "max_position_embeddings", None)
-    if kinds.isdisjoint(_ROPES_OF_THE_LONGEST) or not isinstance(original, int) or original >= max_length:
+    limit = getattr(config, "original_max_position_embeddings", None) or ropes.get("original_max_position_embeddings")
+    limit = limit or getattr(config, "max_position_embeddings", None)
+    if kinds.isdisjoint(_LENGTH_DEPENDENT_ROPES) or not isinstance(limit, int) or limit >= max_length:
         return []
-    return [original + 1]
+    return [limit + 1]
 
 
 def try_padding(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) -> PaddingTrial:
-    """Answer rows alone and in one padded batch, for each padding side that the task allows, until both agree.
+    """Compare the answers to single rows and to one padded batch, for each padding side of the task.
+
+    Returns:
+        The trial with the smallest difference; the first that is harmless.
 
     Raises:
-        UserError: the model cannot answer such rows.
+        UserError: the model fails on these rows.
     """
     trials = []
     for side in task.padding_sides:
@@ -116,33 +122,35 @@ def try_padding(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]])
 
 @torch.no_grad()
 def _compare_padding(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]], *, side: str) -> float:
-    before, task.padding_side = task.padding_side, side
+    old_side, task.padding_side = task.padding_side, side
     try:
         with _answering(model):
             alone = [_answer(model, task, [row]) for row in rows]
             together = _answer(model, task, rows)
     finally:
-        task.padding_side = before
+        task.padding_side = old_side
     lengths = [len(row["input_ids"]) for row in rows]
-    by_token = all(answer.ndim > 1 and answer.shape[1] == length for answer, length in zip(alone, lengths, strict=True))
+    is_per_token = all(
+        answer.ndim > 1 and answer.shape[1] == length for answer, length in zip(alone, lengths, strict=True)
+    )
     largest = max(float(answer.abs().max()) for answer in alone)
     differences = []
-    for one, other, length in zip(alone, together, lengths, strict=True):
-        own = (other[:length] if side == "right" else other[len(other) - length :]) if by_token else other
-        differences.append(float((one[0] - own).abs().max()))
+    for single, padded, length in zip(alone, together, lengths, strict=True):
+        unpadded = (padded[:length] if side == "right" else padded[len(padded) - length :]) if is_per_token else padded
+        differences.append(float((single[0] - unpadded).abs().max()))
     return max(differences, key=lambda number: math.inf if math.isnan(number) else number) / (largest or 1.0)
 
 
 def _answer(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) -> Tensor:
-    """The answer `[B, ...]` in float32."""
+    """Return the answer of the model, `[B, ...]`, in float32. Raises UserError if the model fails."""
     batch = pad_rows(task, rows, next(model.parameters()).device)
     try:
         return read_answer(model(**batch)).float()
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
-        borrowed = task.tokenizer.pad_token_id == task.tokenizer.eos_token_id
-        hint = "; its padding token is its end token: give it a tokenizer with one of its own" if borrowed else ""
+        is_shared = task.tokenizer.pad_token_id == task.tokenizer.eos_token_id
+        hint = "; its padding token is its end token: give it a tokenizer with one of its own" if is_shared else ""
         raise UserError(
             f"model: a {type(model).__name__} cannot answer rows as its tokenizer makes them: "
             f"{type(error).__name__}: {in_one_line(error, at_most=200)}{hint}"
@@ -150,7 +158,7 @@ def _answer(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def can_answer(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a model accepts these rows; some accept no row of a few tokens."""
+    """Return whether a model accepts these rows. Some models fail on rows of a few tokens."""
     try:
         with torch.no_grad(), _answering(model):
             _answer(model, task, rows)
@@ -160,7 +168,7 @@ def can_answer(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) 
 
 
 def pad_rows(task: Task, rows: Sequence[Mapping[str, Any]], device: torch.device) -> Batch:
-    """A padded batch on the device, also for a task that packs its rows."""
+    """Return a padded batch on the device, also if the task packs its rows."""
     features = [{name: values for name, values in row.items() if name not in task.pad} for row in rows]
     padded = task.tokenizer.pad(features, return_tensors="pt", padding_side=task.padding_side)
     return move_batch(dict(padded), device)
@@ -168,34 +176,35 @@ def pad_rows(task: Task, rows: Sequence[Mapping[str, Any]], device: torch.device
 
 @dataclass(frozen=True)
 class Reach:
-    """The parts of a model that contribute to its answers to rows like the trial rows, in the order of their calls."""
+    """The parts of a model that do and do not affect its answers to rows such as the trial rows."""
 
-    calls: tuple[str, ...] = ()  # names of modules in the order of their first calls
-    unused: frozenset[str] = frozenset()  # names of parameters that contribute to no answer, for any row
-    idle: frozenset[str] = frozenset()  # linear layers whose output changes no answer or is not a tensor
+    calls: tuple[str, ...] = ()  # names of called modules, in the order of their first calls
+    unused: frozenset[str] = frozenset()  # names of parameters that do not affect any answer
+    idle: frozenset[str] = frozenset()  # linear layers whose output affects no answer or is not a tensor
 
     def without(self, other: "Reach") -> "Reach":
-        """The parts that contribute in neither of two trials."""
+        """Return this reach, with only those unused and idle parts that `other` has too."""
         return Reach(self.calls, self.unused & other.unused, self.idle & other.idle)
 
 
 def find_reach(model: nn.Module, batch: Mapping[str, Any]) -> Reach:
-    """Trace one forward pass back from its answer.
+    """Run one forward pass and trace the autograd graph back from its answer.
 
-    A layer that was not called, or a parameter that was not used, counts only if this is true for all its siblings,
-    which have the same name except for numbers: an expert that got no token may get some in the next batch.
+    A layer is idle, or a parameter unused, only if this is also true for all its siblings, which have the same name
+    except for numbers: an expert that gets no token may get some in the next batch.
 
-    batch: a few rows as input of the model.
+    Args:
+        batch: a few rows, as inputs of the model.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR_LAYERS)}
     recorded: dict[str, list[Any]] = {}
     with _recording(model, recorded), _answering(model), torch.enable_grad():
         answer = read_answer(model(**batch))
-    # Not earlier: a model may change an output in place.
+    # Read the outputs only now, because a model may change an output in place.
     calls = {name: [_Output.of(output) for output in recorded.pop(name)] for name in list(recorded)}
     outputs = {name: [output for output in calls.get(name, ()) if output.is_filled] for name in linear}
     outputs = {name: filled for name, filled in outputs.items() if filled}
-    idle = _find_silent(answer, outputs) | _find_detached(model, outputs)
+    idle = _find_zero_gradients(answer, outputs) | _find_detached(model, outputs)
     called = {without_numbers(name) for name in outputs}
     idle |= {name for name in linear if name not in outputs and without_numbers(name) not in called}
     idle |= {name for name in linear if any(not output.is_tensor for output in calls.get(name, ()))}
@@ -204,14 +213,11 @@ def find_reach(model: nn.Module, batch: Mapping[str, Any]) -> Reach:
 
 @dataclass(frozen=True)
 class _Output:
-    """An output of a module without its numbers, so that the backward pass can free them.
-
-    edge: where its gradient arrives in the graph; None if it needs none.
-    """
+    """An output of a module without its data, so that the backward pass can free the data."""
 
     is_tensor: bool
-    is_filled: bool
-    edge: GradientEdge | None
+    is_filled: bool  # has elements
+    edge: GradientEdge | None  # of the autograd graph; None if the output requires no gradient
 
     @classmethod
     def of(cls, output: Any) -> "_Output":
@@ -222,11 +228,10 @@ class _Output:
 
 
 def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[_Output]]) -> frozenset[str]:
-    """Parameters outside the graph of the answer, as far as the graph shows.
+    """Return the parameters that are not in the autograd graph of the answer.
 
-    A function that computes its own gradients, such as a reversible layer, hides the parameters that it uses. So a
-    parameter counts only if its module was not called, or if an output or other parameters of the module are in the
-    graph.
+    A custom autograd function, such as that of a reversible layer, hides the parameters that it uses. So a parameter
+    counts only if its module was not called, or if an output or another parameter of the module is in the graph.
     """
     used = {id(leaf) for leaf in find_leaves(answer.grad_fn)}
     named = dict(model.named_parameters(remove_duplicate=False))
@@ -242,10 +247,10 @@ def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[
 
 
 def freeze_unused(model: nn.Module, reach: Reach, *, new_weights: Collection[str]) -> str | None:
-    """Freeze loaded parameters that do not contribute to the answers, such as an image encoder if all rows are texts.
+    """Freeze loaded parameters that do not affect the answers, such as an image encoder if all rows are texts.
 
     Returns:
-        A line about them for the user; None if there are none.
+        One line about them for the user; None if there are none.
     """
     frozen = [name for name, _ in model.named_parameters() if name in reach.unused and name not in new_weights]
     for name in frozen:
@@ -258,7 +263,7 @@ def freeze_unused(model: nn.Module, reach: Reach, *, new_weights: Collection[str
 
 
 def read_answer(outputs: Any) -> Tensor:
-    """The logits of a transformers model, or the first tensor that another model returns."""
+    """Return the logits of a transformers model, or the first tensor in the output of another model."""
     if isinstance(outputs, Tensor):
         return outputs
     logits = getattr(outputs, "logits", None)
@@ -270,7 +275,7 @@ def read_answer(outputs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def _answering(model: nn.Module) -> Iterator[None]:
-    """Run the model without dropout and restore the random state afterwards."""
+    """Context for a trial pass: without dropout; restores the random state at exit."""
     with evaluating(model), keeping_random_state():
         torch.manual_seed(0)
         yield
@@ -278,18 +283,18 @@ def _answering(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recording(model: nn.Module, calls: dict[str, list[Any]]) -> Iterator[None]:
-    """Record every called module in `calls`, in the order of first calls, with its outputs."""
+    """Record the outputs of every called module in `calls`, in the order of first calls."""
 
-    def note_call(name: str, _module: nn.Module, _arguments: Any) -> None:
+    def record_call(name: str, _module: nn.Module, _arguments: Any) -> None:
         calls.setdefault(name, [])
 
-    def note_output(name: str, _module: nn.Module, _arguments: Any, output: Any) -> None:
+    def record_output(name: str, _module: nn.Module, _arguments: Any, output: Any) -> None:
         calls[name].append(output)
 
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(partial(note_call, name)))
-        handles.append(module.register_forward_hook(partial(note_output, name)))
+        handles.append(module.register_forward_pre_hook(partial(record_call, name)))
+        handles.append(module.register_forward_hook(partial(record_output, name)))
     try:
         yield
     finally:
@@ -298,22 +303,26 @@ def _recording(model: nn.Module, calls: dict[str, list[Any]]) -> Iterator[None]:
 
 
 def _find_detached(model: nn.Module, outputs: Mapping[str, Sequence[_Output]]) -> set[str]:
-    """Layers that run without gradients, such as one that only selects the keys of attention.
+    """Return the layers that run without gradients, such as one that only selects the keys of attention.
 
-    None, if this is true for the whole body: a reversible model computes its own gradients.
+    Returns an empty set if the whole body runs so: a reversible model computes its own gradients.
     """
-    seen = {name for name, of_one in outputs.items() if any(output.edge for output in of_one)}
-    of_body = "" if model.base_model is model else f"{model.base_model_prefix}."
-    return set(outputs) - seen if any(name.startswith(of_body) for name in seen) else set()
+    seen = {name for name, of_module in outputs.items() if any(output.edge for output in of_module)}
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    return set(outputs) - seen if any(name.startswith(prefix) for name in seen) else set()
 
 
-def _find_silent(answer: Tensor, outputs: Mapping[str, Sequence[_Output]]) -> set[str]:
-    """Layers to whose outputs the answer sends back zeros alone; none that are hidden from autograd."""
-    flat = [(name, output.edge) for name, of_one in outputs.items() for output in of_one if output.edge]
+def _find_zero_gradients(answer: Tensor, outputs: Mapping[str, Sequence[_Output]]) -> set[str]:
+    """Return the layers whose outputs get only zeros as gradients of the answer."""
+    edges = [(name, output.edge) for name, of_module in outputs.items() for output in of_module if output.edge]
     # Different weights, because the sum of all logits may be constant.
     weights = torch.linspace(1, 7, math.prod(answer.shape), device=answer.device, dtype=answer.dtype).sin()
     gradients = torch.autograd.grad(
-        answer.flatten() @ weights, [edge for _, edge in flat], allow_unused=True, materialize_grads=False
+        answer.flatten() @ weights, [edge for _, edge in edges], allow_unused=True, materialize_grads=False
     )
-    heard = {name for (name, _), sent in zip(flat, gradients, strict=True) if sent is not None and bool(sent.any())}
-    return {name for name, _ in flat} - heard
+    contributing = {
+        name
+        for (name, _), gradient in zip(edges, gradients, strict=True)
+        if gradient is not None and bool(gradient.any())
+    }
+    return {name for name, _ in edges} - contributing

@@ -1,4 +1,4 @@
-"""The weight files of a model folder: checks that they exist and are complete, without reading the weights."""
+"""Check that the weight files of a model folder exist and are complete, without reading the weights."""
 
 import json
 import zipfile
@@ -8,40 +8,41 @@ from safetensors import SafetensorError, safe_open
 
 from trainer_loop.data.wording import enumerate_some
 
-# In the order in which transformers looks for them.
-_WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-_LFS = b"version https://git-lfs"
+# Names of weight files, in the order in which transformers looks for them.
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_LFS_POINTER = b"version https://git-lfs"
 _LEGACY_TORCH = b"\x80\x02"  # a pickle, the format of torch before version 1.6
 
 
 def check_weight_files(folder: Path, *, or_else: str = "") -> list[str]:
-    """Problems of the weight files in a model's folder, as sentences without a config key.
+    """Return the problems of the weight files in a model's folder, without a config key.
 
-    or_else: another remedy if there are no weights.
+    Args:
+        or_else: text with another remedy, added if there are no weights.
     """
-    path = next((folder / name for name in _WHOLE if (folder / name).exists()), None)
+    path = next((folder / name for name in _FILES if (folder / name).exists()), None)
     if path is None:
         present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
-        return [f"{folder} has no weights ({_WHOLE[0]} or {_WHOLE[2]}); it has {present}; download them again{or_else}"]
+        return [f"{folder} has no weights ({_FILES[0]} or {_FILES[2]}); it has {present}; download them again{or_else}"]
     return _check_shards(path) if path.suffix == ".json" else find_fault(path)
 
 
 def check_adapter_weights(folder: Path) -> list[str]:
-    """Like `check_weight_files`, for the folder of an adapter."""
-    path = next((folder / name for name in _OF_ADAPTERS if (folder / name).exists()), None)
-    return [f"{folder} has no weights ({_OF_ADAPTERS[0]}); copy it again"] if path is None else find_fault(path)
+    """Return the problems of the weight file in an adapter's folder."""
+    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).exists()), None)
+    return [f"{folder} has no weights ({_ADAPTER_FILES[0]}); copy it again"] if path is None else find_fault(path)
 
 
 def find_fault(path: Path) -> list[str]:
-    """Like `check_weight_files`, for one file."""
+    """Return the problem of one weight file, or an empty list."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(len(_LFS))
+            start = file.read(len(_LFS_POINTER))
         if not size:
             return [f"{path} is empty; download it again"]
-        if start == _LFS:
+        if start == _LFS_POINTER:
             return [f"{path} is a pointer of Git LFS and holds no weights; run `git lfs pull` there, or download it"]
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):
