@@ -261,7 +261,7 @@ class Engine:
         # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
         norms = torch.stack(torch._foreach_norm(gradients))
         if self.sharded is not None:
-            norms = self.sharded.add_up_norms(norms)
+            norms = self.sharded.combine_norms(norms)
         norm = torch.linalg.vector_norm(norms)
         if max_norm is not None:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
