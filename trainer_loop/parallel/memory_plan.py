@@ -80,7 +80,7 @@ def plan_whole(held: HeldTensors, *, num_processes: int, accumulates: bool) -> M
 
 
 def plan_zero2(held: HeldTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
-    """Plan for `shard: zero2`: every process keeps a part of each tensor; in a step it has whole weights and gradients."""
+    """Plan for `shard: zero2`: a process keeps a part of each tensor; in a step it has whole weights and gradients."""
     buffer = count_bytes(_find_largest_group(held), num_parts, dtype=reduce_dtype, padded=True)
     return replace(
         _plan_kept_tensors(held, num_parts),

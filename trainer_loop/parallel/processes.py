@@ -260,9 +260,9 @@ def assert_same_on_all_processes(accelerator: Accelerator, value: Any, *, what: 
     digest = hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     digests = gather_object([digest])
     if len(set(digests)) > 1:
-        differing = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
+        outliers = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
         raise UserError(
-            f"{what} of process {', '.join(differing)} is not that of process 0: all processes must see the same files, "
+            f"{what} of process {', '.join(outliers)} is not that of process 0: all processes must see the same files, "
             "and a function that returns rows must return them in the same order everywhere"
         )
 
@@ -274,7 +274,7 @@ def announce(accelerator: Accelerator, notice: str) -> None:
 
 
 def announce_fault(accelerator: Accelerator, fault: str) -> None:
-    """Publish why this process ends. The other processes, which wait for it in an exchange, report the same reason."""
+    """Publish why this process ends, so that other processes, which wait for it in an exchange, report the same."""
     if accelerator.num_processes > 1:
         dist.distributed_c10d._get_default_store().set(_FAULT, fault)
 

@@ -98,9 +98,7 @@ class ShardedModel:
         for module in self.modules:
             module.unshard()
             for name, parameter in module.named_parameters(prefix=names[module]):
-                if parameter.requires_grad and not isinstance(
-                    parameter, DTensor
-                ):  # parameters of other modules are still sharded
+                if parameter.requires_grad and not isinstance(parameter, DTensor):  # others are still sharded
                     parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.used.add(name))  # type: ignore[misc]
             module.reshard()
 
@@ -175,7 +173,7 @@ class ShardedModel:
 
 
 class _GlooAllGather(DefaultAllGather):
-    """Broadcasts each part into its place. gloo's all-gather in torch uses a copy, which costs more than the exchange."""
+    """Broadcasts each part into its place. gloo's all-gather makes a copy, which costs more than the exchange."""
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
