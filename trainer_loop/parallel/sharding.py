@@ -228,7 +228,7 @@ def shard_model(
 
     Args:
         compute_type: type of matrix products.
-        memory: the block in which the model was created, if its weights are not in memory.
+        memory: the context in which the model was created, if its weights are not in memory.
     """
     num_processes, num_replicas = dist.get_world_size(), plan.num_replicas
     assert num_processes % num_replicas == 0, "it was checked"
