@@ -354,7 +354,7 @@ class Engine:
 
         A process without rows contributes zeros.
         """
-        assert self.sharded is None, "a step of one's own was refused"
+        assert self.sharded is None, "the config refuses a custom step"
         sum_gradients(self.accelerator, parameters)
 
     def clear_gradients(self) -> None:

@@ -13,7 +13,7 @@ from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
 from trainer_loop.data.sample_microbatches import find_largest, take_typical
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.loop import TrainingLoop
-from trainer_loop.parallel.memory_plan import HeldTensors, MemoryPlan, offload, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.memory_plan import MemoryPlan, ModelTensors, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
 from trainer_loop.runtime.outline import Outline, count_flops, measure_pass, measure_update, name_device
@@ -151,7 +151,7 @@ def _plan(trial: _TrialPasses, sharding: ShardingPlan, *, accumulates: bool) -> 
     outline, accelerator = trial.outline, trial.loop.accelerator
     num_processes = accelerator.num_processes
     update = trial.measure_update()
-    tensors = find_held_tensors(outline, sharding.layers, knows_state=update is not None)
+    tensors = collect_tensors(outline, sharding.layers, knows_state=update is not None)
     has_earlier_gradients = accumulates or num_processes > 1
     activations = trial.measure_passes(has_gradients=has_earlier_gradients)
     whole = plan_whole(tensors, num_processes=num_processes, accumulates=accumulates)
@@ -193,14 +193,14 @@ def _name(shard: str, num_processes: int) -> str:
     return f"{shard}, {num_processes:,} process" + ("es" if num_processes > 1 else "")
 
 
-def find_held_tensors(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> HeldTensors:
+def collect_tensors(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> ModelTensors:
     """Collect the tensors that a process holds, grouped by layers. For `layers` see `find_layers`."""
     groups, seen = [], set()
     for module in find_layers(outline.model, layers):
         groups.append([weight for weight in module.parameters() if weight not in seen])
         seen.update(groups[-1])
     rest = [weight for weight in outline.model.parameters() if weight not in seen]
-    return HeldTensors(groups, rest, outline.state if knows_state else None, outline.averages)
+    return ModelTensors(groups, rest, outline.state if knows_state else None, outline.averages)
 
 
 def draw_table(plans: Mapping[str, MemoryPlan]) -> list[str]:

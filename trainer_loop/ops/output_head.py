@@ -41,7 +41,7 @@ class OutputHead:
         self._without_parameters: dict[LossFunction, bool] = {}  # see `_depends_on_logits_alone`
 
     @contextlib.contextmanager
-    def handing_on(self) -> Iterator[None]:
+    def returning_hidden_states(self) -> Iterator[None]:
         """Make the model return hidden states `[B, T, D]` instead of logits inside the block."""
         self.linear.forward = lambda input: input  # type: ignore[method-assign]
         try:
@@ -96,7 +96,7 @@ class OutputHead:
 class NoOutputHead:
     """Replaces `OutputHead` if the model changes its logits after the head; the model returns all logits at once."""
 
-    def handing_on(self) -> contextlib.AbstractContextManager[None]:
+    def returning_hidden_states(self) -> contextlib.AbstractContextManager[None]:
         """Does nothing."""
         return contextlib.nullcontext()
 

@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, OptimizerFactory | FromPackage] = {
     "schedule_free_adamw": FromPackage("schedulefree", "AdamWScheduleFree", "schedulefree"),
     "adamw_8bit": FromPackage("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
 }
-GIVEN = ("params", "lr", "weight_decay")  # arguments that a plan passes
+PLAN_ARGUMENTS = ("params", "lr", "weight_decay")  # arguments that the plan sets
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OptimizerPlan:
     def check(self) -> "OptimizerPlan":
         """Return the plan. Raises UserError with all problems of the section."""
         factory = find_optimizer(self.name)
-        problems = check_arguments(factory, self.args, place="args", given=GIVEN)
+        problems = check_arguments(factory, self.args, place="args", given=PLAN_ARGUMENTS)
         if self.weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
             problems.append(f"weight_decay: {self.name} takes no weight_decay; set optimizer.weight_decay=0")
         if not problems and self.unfreezes and self.keeps_averaged_weights:

@@ -114,7 +114,7 @@ SCHEDULES: dict[str, Callable[..., LRScheduler] | FromPackage] = {
     "warmup_stable_decay": _of_transformers("get_wsd_schedule"),
     "greedy": _of_transformers("get_greedy_schedule"),
 }
-GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that a plan passes
+PLAN_ARGUMENTS = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that the plan sets
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class SchedulerPlan:
 
     def check(self) -> "SchedulerPlan":
         """Return the plan. Raises UserError with all problems of the section."""
-        problems = check_arguments(self.factory, self.args, place="args", given=GIVEN)
+        problems = check_arguments(self.factory, self.args, place="args", given=PLAN_ARGUMENTS)
         if self.metric is not None and not self.needs_metric:
             problems.append(f"metric: {self.metric}: {self.name} follows none; remove it")
         refuse(problems)

@@ -19,7 +19,7 @@ from trainer_loop.runtime.outline import Outline, update
 
 
 @dataclass(frozen=True)
-class HeldTensors:
+class ModelTensors:
     """The tensors that a process holds between steps without sharding. Only their shapes and types are read.
 
     Args:
@@ -65,13 +65,13 @@ class MemoryPlan:
         return kept + max(in_pass, self.gradients + self.gathered + self.exchange, self.gradients + self.update)
 
 
-def plan_whole(held: HeldTensors, *, num_processes: int, accumulates: bool) -> MemoryPlan:
+def plan_whole(tensors: ModelTensors, *, num_processes: int, accumulates: bool) -> MemoryPlan:
     """Plan for an unsharded model: every process has all of it.
 
     Args:
         accumulates: some steps have several microbatches on one process.
     """
-    kept = _plan_kept_tensors(held)
+    kept = _plan_kept_tensors(tensors)
     # DistributedDataParallel stores gradients in buckets. Accumulated gradients are separate tensors at first.
     buckets = kept.gradients if num_processes > 1 else 0
     if accumulates:
@@ -79,19 +79,19 @@ def plan_whole(held: HeldTensors, *, num_processes: int, accumulates: bool) -> M
     return replace(kept, waiting=buckets)
 
 
-def plan_zero2(held: HeldTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
+def plan_zero2(tensors: ModelTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
     """Plan for `shard: zero2`: a process keeps a part of each tensor; in a step it has whole weights and gradients."""
-    buffer = count_bytes(_find_largest_group(held), num_parts, dtype=reduce_dtype, padded=True)
+    buffer = count_bytes(_find_largest_group(tensors), num_parts, dtype=reduce_dtype, padded=True)
     return replace(
-        _plan_kept_tensors(held, num_parts),
-        waiting=count_bytes(_select_trainable(held.weights), dtype=reduce_dtype) if accumulates else 0,
-        gathered=count_bytes(held.weights, num_parts, padded=True),
-        exchange=count_bytes(_select_trainable(held.rest)) + buffer,
+        _plan_kept_tensors(tensors, num_parts),
+        waiting=count_bytes(_select_trainable(tensors.weights), dtype=reduce_dtype) if accumulates else 0,
+        gathered=count_bytes(tensors.weights, num_parts, padded=True),
+        exchange=count_bytes(_select_trainable(tensors.rest)) + buffer,
     )
 
 
 def plan_full(
-    held: HeldTensors,
+    tensors: ModelTensors,
     *,
     num_parts: int,
     accumulates: bool,
@@ -105,15 +105,15 @@ def plan_full(
         cast_to: type of the gathered weights; None for the type of the weights.
         keeps_gradients: gradients are whole until the last microbatch of a step.
     """
-    kept = _plan_kept_tensors(held, num_parts)
-    earlier = count_bytes(_select_trainable(held.weights), dtype=reduce_dtype) if keeps_gradients else kept.gradients
-    layer = count_bytes(max(held.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
-    buffer = count_bytes(_find_largest_group(held), num_parts, dtype=reduce_dtype, padded=True)
+    kept = _plan_kept_tensors(tensors, num_parts)
+    earlier = count_bytes(_select_trainable(tensors.weights), dtype=reduce_dtype) if keeps_gradients else kept.gradients
+    layer = count_bytes(max(tensors.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
+    buffer = count_bytes(_find_largest_group(tensors), num_parts, dtype=reduce_dtype, padded=True)
     return replace(
         kept,
         waiting=earlier if accumulates else 0,
-        gathered=2 * layer + count_bytes(held.rest, num_parts, dtype=cast_to, padded=True),
-        exchange=count_bytes(_select_trainable(held.rest), dtype=cast_to) + buffer,
+        gathered=2 * layer + count_bytes(tensors.rest, num_parts, dtype=cast_to, padded=True),
+        exchange=count_bytes(_select_trainable(tensors.rest), dtype=cast_to) + buffer,
     )
 
 
@@ -136,13 +136,13 @@ def offload(plan: MemoryPlan, *, keeps_gradients: bool) -> MemoryPlan:
     )
 
 
-def _plan_kept_tensors(held: HeldTensors, num_parts: int = 1) -> MemoryPlan:
+def _plan_kept_tensors(tensors: ModelTensors, num_parts: int = 1) -> MemoryPlan:
     """Return the bytes that a process keeps between steps if it has one of `num_parts` parts of each tensor."""
     return MemoryPlan(
-        weights=count_bytes(held.weights, num_parts),
-        optimizer=None if held.state is None else count_bytes(held.state, num_parts),
-        averages=count_bytes(held.averages, num_parts),
-        gradients=count_bytes(_select_trainable(held.weights), num_parts),
+        weights=count_bytes(tensors.weights, num_parts),
+        optimizer=None if tensors.state is None else count_bytes(tensors.state, num_parts),
+        averages=count_bytes(tensors.averages, num_parts),
+        gradients=count_bytes(_select_trainable(tensors.weights), num_parts),
     )
 
 
@@ -150,9 +150,9 @@ def _select_trainable(weights: Iterable[Tensor]) -> list[Tensor]:
     return [weight for weight in weights if weight.requires_grad]
 
 
-def _find_largest_group(held: HeldTensors) -> Sequence[Tensor]:
+def _find_largest_group(tensors: ModelTensors) -> Sequence[Tensor]:
     """Return the trainable weights of the group in which they take the most bytes."""
-    return max(map(_select_trainable, (*held.layers, held.rest)), key=count_bytes)
+    return max(map(_select_trainable, (*tensors.layers, tensors.rest)), key=count_bytes)
 
 
 def count_bytes(
