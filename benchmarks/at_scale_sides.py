@@ -73,7 +73,7 @@ def _count(num_parts: int, plan: ShardingPlan, *, passes: int) -> dict[str, floa
         for number in range(passes):
             with sharded.synchronising(number == passes - 1):
                 model(input_ids=torch.ones(1, 8, dtype=torch.long)).logits.sum().backward()
-        sharded.add_up_norms(torch.zeros(len(shapes)))
+        sharded.combine_norms(torch.zeros(len(shapes)))
     held = sum(-(-shape[0] // num_parts) * num_parts * math.prod(shape[1:]) for shape in shapes)
     return {
         "exchanges": exchanges.count,

@@ -1,4 +1,4 @@
-"""From a `RunPlan` to a loop: everything that was checked is made."""
+"""Builds the training loop of a config: plans and checks the run, then creates its parts."""
 
 import json
 import math
@@ -49,8 +49,9 @@ from trainer_loop.runtime.shares import take_share
 from trainer_loop.runtime.stopwatch import Stopwatch
 from trainer_loop.tasks.task import Task
 
-_OF_A_MODEL_MADE_HERE = ("model.overrides", "model.from_scratch", "model.attention", "model.gradient_checkpointing")
-_OF_AN_OPTIMIZER_MADE_HERE = (
+# Keys without effect if the caller passes a model, or an optimizer.
+_MODEL_KEYS = ("model.overrides", "model.from_scratch", "model.attention", "model.gradient_checkpointing")
+_OPTIMIZER_KEYS = (
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.args", "optimizer.layer_decay"),
     "optimizer.groups",
 )
@@ -67,14 +68,20 @@ def build(
     console: Console | None = None,
     preemption: Preemption | None = None,
 ) -> TrainingLoop:
-    """A loop that is ready to `fit`; nothing is written yet but the token cache.
+    """Build a loop that is ready to `fit`. This writes nothing except the token cache.
 
-    task, model, optimizer: in the place of those that the config names; the optimizer is made of a model on its device.
-    rows: likewise, by split: `train`, `validation`, `test`, or one of several sets, `validation.hard`. A task on texts
-    takes a datasets.Dataset, a pandas, polars or Arrow table, a torch Dataset or a list of dicts with the columns that
-    `data` names; any other task takes whatever has rows by number, each a dict.
-    problems: what is already known to be wrong with the config. Raises UserError with these and all others: the whole
-    config and all data are judged before the model loads.
+    Args:
+        task: replaces the task of the config.
+        model: replaces the model of the config.
+        rows: replace the data of the config, by split: `train`, `validation`, `test`, or one of several sets, such as
+            `validation.hard`. A task on texts takes a datasets.Dataset, a pandas, polars or Arrow table, a torch
+            Dataset or a list of dicts with the columns that `data` names. Any other task takes an object that returns a
+            dict for each row number.
+        optimizer: creates the optimizer for a model on its device; replaces the optimizer of the config.
+        problems: known problems of the config.
+
+    Raises:
+        UserError: with `problems` and all others. The whole config and all data are checked before the model loads.
     """
     stopwatch = Stopwatch()
     quieten_libraries()
@@ -94,7 +101,7 @@ def build(
     engine = make_engine(
         plan, accelerator, console, num_steps=num_steps, make_optimizer=optimizer, preemption=preemption
     )
-    _warn_of_unheeded(plan, console)
+    _warn_of_ignored_keys(plan, console)
     run_facts |= _describe_parts(plan, engine)
     evaluator = _make_evaluator(plan, engine, console, stopwatch)
     if plan.task.refers:
@@ -126,7 +133,7 @@ def build(
 
 
 def _take_over_accelerate_file(config: Config, console: Console) -> Config:
-    """The config with the sharding of an FSDP file of accelerate, where it has none of its own."""
+    """Return the config with the sharding of accelerate's FSDP file if its section `parallel` has only defaults."""
     translated = take_over_fsdp()
     if translated is None:
         return config
@@ -156,7 +163,7 @@ def _make_accelerator(plan: RunPlan) -> Accelerator:
 def _add_references(
     plan: RunPlan, evaluator: Evaluator, console: Console, train_loader: TrainLoader | StreamLoader
 ) -> RunPlan:
-    """The plan, and the loader of training rows, with what the task wants to know from the model of now."""
+    """Add the references of the task, computed by the model before training, to the plan and to the training rows."""
     assert isinstance(train_loader, TrainLoader), "a task that refers streams no rows"
     splits = add_references(
         plan.inputs.splits,
@@ -196,7 +203,12 @@ def _make_checkpointer(
     run_facts: dict[str, Any],
     own_code: dict[str, str],
 ) -> Checkpointer:
-    """run_facts: what decides the updates. own_code: checksums of the user's code."""
+    """Create the checkpointer.
+
+    Args:
+        run_facts: see `_describe_run`.
+        own_code: checksums of the user's code.
+    """
     config = plan.config
     checkpointer = Checkpointer(
         RunDir(config.run_dir),
@@ -239,7 +251,7 @@ def _choose_options(plan: RunPlan, data: RunData, *, num_steps: int) -> LoopOpti
 
 
 def _describe_parts(plan: RunPlan, engine: Engine) -> dict[str, Any]:
-    """Which weights do not learn, or later; the names of the optimizer and the task that were made in Python."""
+    """Describe which weights are frozen, always or at first, and name the optimizer and the task made in Python."""
     overrides = plan.overrides
     facts = {
         "unfreezing": [group.unfreeze_at for group in engine.groups if group.unfreeze_at] or None,
@@ -250,29 +262,29 @@ def _describe_parts(plan: RunPlan, engine: Engine) -> dict[str, Any]:
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-def _warn_of_unheeded(plan: RunPlan, console: Console) -> None:
-    """Keys that say what a part made in Python decides itself."""
+def _warn_of_ignored_keys(plan: RunPlan, console: Console) -> None:
+    """Warn of config keys that have no effect because the caller passed the model or the optimizer."""
     values = values_of(plan.config)
     for part, is_given, names in (
-        ("model", plan.overrides.model is not None, _OF_A_MODEL_MADE_HERE),
-        ("optimizer", plan.overrides.has_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
+        ("model", plan.overrides.model is not None, _MODEL_KEYS),
+        ("optimizer", plan.overrides.has_optimizer, _OPTIMIZER_KEYS),
     ):
-        unheeded = [name for name in names if is_given and values[name] != KEYS[name].default]
-        if unheeded:
-            console.warn(f"{', '.join(unheeded)}: not heeded, for the {part} was given and is taken as it is")
+        ignored = [name for name in names if is_given and values[name] != KEYS[name].default]
+        if ignored:
+            console.warn(f"{', '.join(ignored)}: not heeded, for the {part} was given and is taken as it is")
 
 
 def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:
-    """Steps between two occasions; None: never."""
+    """Return the number of steps of an interval setting; None: never."""
     if isinstance(setting, float):
         return None if steps_per_epoch is None else max(1, round(take_share(setting, steps_per_epoch)))
     return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
 
 
 def _describe_run(plan: RunPlan, loader: TrainLoader | StreamLoader) -> dict[str, Any]:
-    """What decides the updates, as plain JSON: who goes on from a checkpoint must have the same.
+    """Describe all inputs that determine the updates, as plain JSON. They must be the same on resume.
 
-    Of data and batches it is what came of the config, not the words that led there: a file may be moved.
+    Data and batches are described by their content, not by config values: a file may be moved.
     """
     if isinstance(loader, StreamLoader):
         stream = plan.inputs.stream
@@ -282,10 +294,10 @@ def _describe_run(plan: RunPlan, loader: TrainLoader | StreamLoader) -> dict[str
         train = plan.inputs.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
         description = None if plan.inputs.processor is None else describe_processor(plan.inputs.processor)
-        pieces = (part.tobytes() for part in loader.plan.all_tokens())
-        tokens = digest_joined(pieces, 8 * len(train.lengths), json.dumps(description, sort_keys=True).encode())
+        token_bytes = (part.tobytes() for part in loader.plan.all_tokens())
+        tokens = digest_joined(token_bytes, 8 * len(train.lengths), json.dumps(description, sort_keys=True).encode())
     columns = {} if plan.inputs.data is None else plan.inputs.data.columns.given
-    # The exported record names the task itself, and columns are the same whether they are named or not.
+    # The exported record needs the name of the task. Columns are the same whether the config names them or not.
     values = public_values(plan.config) | {"task.name": plan.config.task.name, "data.columns": columns}
     return {
         "data": data,

@@ -1,4 +1,4 @@
-"""How an update runs on this hardware: processes, loss scaling, clipping, memory. loop.py says what is computed."""
+"""Runs an update on this hardware: processes, loss scaling, clipping, memory. loop.py defines what is computed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,55 +38,55 @@ from trainer_loop.selection import find_metric
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Engine:
-    """The model, what changes its weights, and the processes that share the work; every process has one."""
+    """Holds model, optimizer and schedule, and runs the parts of an update. Every process creates one."""
 
     accelerator: Accelerator
-    model: nn.Module  # prepared by the accelerator, as the optimizer
-    optimizer: Any
-    scheduler: LRScheduler  # over the torch optimizer itself, not prepared
+    model: nn.Module  # prepared by the accelerator
+    optimizer: Any  # prepared by the accelerator
+    scheduler: LRScheduler  # of the torch optimizer, not prepared
     seed: int
-    groups: Sequence[ParameterGroup] = ()  # of the optimizer; one does not learn before its `unfreeze_at`
+    groups: Sequence[ParameterGroup] = ()  # of the optimizer; each is frozen before its `unfreeze_at`
     averaged_weights: AveragedWeights | None = None  # evaluated and exported in place of the weights
-    sharded: ShardedModel | None = None  # the model, where it is spread over the processes
-    allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
+    sharded: ShardedModel | None = None  # the sharded model; None if every process has the whole model
+    allow_unused: bool = False  # parameters may get no gradient; otherwise that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
-    tries_largest: bool = True  # a sharded run tries its largest microbatches first; false: passes change a state
-    outline: Outline | None = None  # the model before it was prepared, without numbers, for who wants to know its needs
-    profiler: StepProfiler | None = None  # of some steps
+    tries_largest: bool = True  # whether trial passes are allowed; false if a pass changes the state of a task or loop
+    outline: Outline | None = None  # the unprepared model with fake weights, to measure memory and computations
+    profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
-        # accelerate's wrapper looks for a package on the disk at every step, and is needed for the loss scaler alone.
+        # accelerate's wrapper looks for a package on the disk at every step. Only the loss scaler needs the wrapper.
         if self.accelerator.scaler is None:
             self.optimizer = self.optimizer.optimizer
-        # Evaluation runs unlike numbers of batches on each process, so it must stay clear of DDP's collectives.
+        # Processes evaluate different numbers of batches, so evaluation must not call DDP's collectives.
         self.bare_model: nn.Module = self.accelerator.unwrap_model(self.model)
         self.names, self.parameters = zip(
             *((name, parameter) for name, parameter in self.bare_model.named_parameters() if parameter.requires_grad),
             strict=True,
         )
-        self.schedule_step = 0  # updates that the schedule followed: those that changed the weights
-        self._has_overflowed = False  # the loss scaler left the last update out
-        self.stop_requested = False  # by any process: the same answer on all of them; see `count_targets`
+        self.schedule_step = 0  # number of updates that changed the weights
+        self._has_overflowed = False  # the loss scaler skipped the last update
+        self.stop_requested = False  # any process was asked to stop; equal on all processes, see `count_targets`
         if self.sharded is not None:
             self.sharded.watch_gradients()
-        self._gradients_are_checked = self.allow_unused  # every trainable parameter has got one once
+        self._gradients_are_checked = self.allow_unused  # every trainable parameter got one before
         # Of the current pass over the microbatches:
-        self._synchronises = False  # this backward pass adds gradients up over the processes
-        self._is_reducing = False  # it has begun, on several processes
+        self._synchronises = False  # this backward pass sums gradients over the processes
+        self._is_reducing = False  # that backward pass has started, on several processes
         self._is_out_of_memory = False
 
     def begin_training(
         self, data: RunData, *, loss_of: Callable[[Microbatch], Tensor], warn: Callable[[str], None]
     ) -> None:
-        """Let the model learn from now on. A sharded one runs its largest microbatches first: see largest_shape.py."""
+        """Set the model to training mode. A sharded model runs its largest microbatches first: see largest_shape.py."""
         self.model.train()
         if self.sharded is None or not self.tries_largest:
             return
-        sharded, missing = self.sharded, count_missing_state(getattr(self.optimizer, "optimizer", self.optimizer))
+        sharded, state_bytes = self.sharded, count_missing_state(getattr(self.optimizer, "optimizer", self.optimizer))
 
         def run_passes(microbatch: Microbatch, times: int) -> None:
-            # What the first update adds.
-            state = torch.empty(missing, dtype=torch.uint8, device=self.parameters[0].device)
+            # Reserves the memory of the optimizer state, which the first update creates.
+            state = torch.empty(state_bytes, dtype=torch.uint8, device=self.parameters[0].device)
             try:
                 with sharded.alone():
                     for number in range(1, times + 1):
@@ -102,19 +102,19 @@ class Engine:
     # ------------------------------------------------------------------------------------- one pass over an update
 
     def count_targets(self, step_batch: StepBatch, loader: StepLoader) -> float:
-        """Targets of the whole update over all processes, each times the weight of its row.
+        """Count the targets of the whole update over all processes, each times the weight of its row.
 
-        Whether any process was asked to stop travels along, and, where all must run the model equally often, how many
-        microbatches each has: dummies fill up to the largest number.
+        The same exchange shares whether any process was asked to stop. If all processes must run the same number of
+        microbatches, it also shares their numbers, and dummy microbatches are added up to the largest number.
         """
         if self.profiler is not None:
             self.profiler.begin_step(step_batch.step + 1)
         microbatches = step_batch.microbatches
-        mine = sum(microbatch.num_targets for microbatch in microbatches)
+        own_targets = sum(microbatch.num_targets for microbatch in microbatches)
         passes = [0.0] * self.accelerator.num_processes
         passes[self.accelerator.process_index] = len(microbatches)
-        runs_evenly = self.sharded is not None and not self.sharded.plan.gathers_once
-        numbers = [mine, self.preemption.requested, *(passes if runs_evenly else ())]
+        needs_equal_passes = self.sharded is not None and not self.sharded.plan.gathers_once
+        numbers = [own_targets, self.preemption.requested, *(passes if needs_equal_passes else ())]
         targets, requests, *passes = sum_on_hosts(self.accelerator, numbers)
         while len(microbatches) < max(passes, default=0):
             microbatches.append(loader.dummy_microbatch(step_batch.step))
@@ -128,13 +128,17 @@ class Engine:
 
     @contextmanager
     def catching_out_of_memory(self, step: int, *, max_tokens: int | None) -> Iterator[None]:
-        """Around all microbatches of an update. Out of memory ends the block; `settle` then answers for all processes.
+        """Catch out-of-memory errors of the microbatches of an update; `settle` then shares them with all processes.
 
-        max_tokens: padded tokens of a microbatch at most, for the message.
+        Args:
+            max_tokens: limit of padded tokens of a microbatch, for the message.
+
+        Raises:
+            UserError: if other processes wait for this one in an exchange, so the update cannot be repeated.
         """
         self._is_reducing = self._is_out_of_memory = False
-        # What autocast makes of the weights in one microbatch serves the others too. Not for a sharded model: gradients
-        # would come through nodes of the first microbatch, which autograd visits last, after they were exchanged.
+        # All microbatches share autocast's casts of the weights. Not for a sharded model: gradients would come through
+        # nodes of the first microbatch, which autograd visits last, after the gradients were exchanged.
         device_type = self.accelerator.device.type
         keeping_casts = nullcontext() if self.sharded is not None else torch.autocast(device_type, enabled=False)
         try:
@@ -155,14 +159,17 @@ class Engine:
             self._is_out_of_memory = True
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[Any]:
-        """Around one microbatch: gradients travel between processes once, in the backward pass of the last one."""
+        """Use this around one microbatch: gradients are exchanged once, in the backward pass of the last one."""
         if self.sharded is not None:
             return self.sharded.synchronising(is_last)
         self._synchronises = is_last and not self.allow_unused
         return nullcontext() if self._synchronises else self.accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor, factor: float) -> None:
-        """Gradients of `loss * factor`. That product, and accelerate's division by 1, would take 30 microseconds."""
+        """Compute the gradients of `loss * factor`.
+
+        This product, and the division by 1 of accelerate's `backward`, would take 30 microseconds.
+        """
         self._is_reducing = self._synchronises and self.accelerator.num_processes > 1
         scaler = self.accelerator.scaler
         scaled = loss if scaler is None else scaler.scale(loss)
@@ -171,12 +178,12 @@ class Engine:
     def settle(
         self, step: int, loss_sum: Tensor, *, loss_of: Callable[[Microbatch], Tensor], loader: StepLoader
     ) -> Tensor | None:
-        """Let all processes come to the same end of a pass: `loss_sum`, or None where any ran out of memory.
+        """Return `loss_sum`, or None on every process if any ran out of memory.
 
-        Call it after `catching_out_of_memory`, whose handler holds on to the memory of the failed pass. `loss_of` and
-        `loader` are for a process that must join the reduction of the others with a dummy microbatch.
+        Call this after `catching_out_of_memory`, because its exception handler keeps the memory of the failed pass. A
+        process that failed uses `loss_of` and `loader` to join the reduction of the others with a dummy microbatch.
         """
-        if self.sharded is not None:  # running out of memory has ended the run
+        if self.sharded is not None:  # running out of memory would have ended the run
             self._drop_unused_gradients(self.sharded.used)
             if not self._gradients_are_checked:
                 self._refuse_missing_gradients(step)
@@ -197,10 +204,10 @@ class Engine:
         return loss_sum
 
     def _drop_unused_gradients(self, used: set[str]) -> None:
-        """Let parameters that no process used have no gradient, as without shards, where FSDP gave them zeros."""
+        """Remove the gradients of parameters that no process used, as in an unsharded model. FSDP sets them to 0."""
         unused = [name not in used for name in self.names]
         used.clear()
-        if not sum_on_hosts(self.accelerator, [sum(unused)])[0]:  # the usual case: one number instead of one each
+        if not sum_on_hosts(self.accelerator, [sum(unused)])[0]:  # the usual case exchanges only one number
             return
         counts = sum_on_hosts(self.accelerator, unused)
         for parameter, count in zip(self.parameters, counts, strict=True):
@@ -208,7 +215,7 @@ class Engine:
                 parameter.grad = None
 
     def _join_reduction(self, step: int, loss_of: Callable[[Microbatch], Tensor], loader: StepLoader) -> None:
-        """Take part in the reduction of gradients in which the other processes wait for this one."""
+        """Join the reduction of gradients in which the other processes wait for this one."""
         try:
             self.backward(loss_of(loader.dummy_microbatch(step)), 1.0)
         except (RuntimeError, MemoryError) as error:
@@ -221,7 +228,7 @@ class Engine:
             ) from error
 
     def _refuse_missing_gradients(self, step: int) -> None:
-        """Each trainable parameter must get one: it would not learn, and their reduction would never end."""
+        """Raise UserError if a trainable parameter has no gradient: it would not change, and DDP would never finish."""
         named = zip(self.names, self.parameters, strict=True)
         without = [name for name, parameter in named if parameter.grad is None]
         if without:
@@ -242,7 +249,7 @@ class Engine:
     # --------------------------------------------------------------------------------------------------- gradients
 
     def clip(self, step: int, max_norm: float | None, max_value: float | None) -> Gradients:
-        """Scale the gradients down to L2 norm `max_norm`, cut each number to +-`max_value`; None: neither.
+        """Scale the gradients down to L2 norm `max_norm`, and clamp each element to +-`max_value`; None: no limit.
 
         Parameters that are frozen at step `step` (from 0) lose their gradient first. Returns the norms before clipping.
         """
@@ -258,10 +265,10 @@ class Engine:
         if len(gradients) < len(names):
             named = zip(names, self.parameters, strict=True)
             names = [name for name, parameter in named if parameter.grad is not None]
-        # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
+        # One norm per parameter, in one call. The total follows from them, and a message can name a bad parameter.
         norms = torch.stack(torch._foreach_norm(gradients))
         if self.sharded is not None:
-            norms = self.sharded.add_up_norms(norms)
+            norms = self.sharded.combine_norms(norms)
         norm = torch.linalg.vector_norm(norms)
         if max_norm is not None:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -271,21 +278,21 @@ class Engine:
         return Gradients(names, norm, norms)
 
     def is_nonfinite_anywhere(self, loss_sum: Tensor, grad_norm: Tensor) -> bool:
-        """Whether the loss or the gradient of any process is not finite; waits for the device."""
+        """Whether the loss or the gradient of any process is not finite. This waits for the device."""
         finite = bool(torch.isfinite(loss_sum)) and bool(torch.isfinite(grad_norm))
         return sum_on_hosts(self.accelerator, [not finite])[0] > 0
 
     def skip_update(self) -> None:
-        """Leave this update out; a loss scaler still learns from it."""
+        """Skip this update; a loss scaler still adjusts its scale."""
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
 
     def update_weights(self) -> None:
-        """One step of the optimizer, and of the average of the weights."""
+        """Run a step of the optimizer, and update the averaged weights."""
         scaler = self.accelerator.scaler
         scale = 0.0 if scaler is None else scaler.get_scale()
         self.optimizer.step()
-        # A fused optimizer leaves an update out on the device, which accelerate does not notice.
+        # A fused optimizer skips an update on the device, which accelerate does not detect.
         self._has_overflowed = scaler is not None and scaler.get_scale() < scale
         if self.averaged_weights is not None and not self._has_overflowed:
             self.averaged_weights.update()
@@ -300,12 +307,13 @@ class Engine:
         skipped: bool,
         logged: Mapping[str, tuple[Tensor, float]],
     ) -> StepReport:
-        """Move the schedule on, and say what the update did.
+        """Step the schedule, and return the report of the update.
 
-        A schedule stands still where the weights did: in an update that was skipped, or that the loss scaler left out
+        The schedule is not stepped if the weights did not change: the update was skipped, or the loss scaler skipped it
         because gradients overflowed in fp16.
 
-        logged: sum and count of each extra metric.
+        Args:
+            logged: sum and count of each extra metric.
         """
         lr = float(self.scheduler.get_last_lr()[0])
         if not skipped and not self._has_overflowed:
@@ -329,21 +337,24 @@ class Engine:
         )
 
     def follow_evaluation(self, metrics: Mapping[str, float], metric: str) -> None:
-        """Move a schedule that follows evaluations by one of their metrics."""
+        """Step a schedule that follows an evaluation metric; do nothing for other schedules."""
         if follows_metric(self.scheduler):
-            found = find_metric(metrics, metric, place="scheduler.metric")
-            self.scheduler.step(found)  # type: ignore[arg-type] # its metric
+            value = find_metric(metrics, metric, place="scheduler.metric")
+            self.scheduler.step(value)  # type: ignore[arg-type] # the value of its metric
 
     def can_save_after(self, error: Exception) -> bool:
-        """Whether a checkpoint can be saved: parts are, by all processes, if all of them have the error: Preempted."""
+        """Whether a checkpoint can be saved after this error.
+
+        All processes together save a sharded model, so all must have the error. Only Preempted is raised on all.
+        """
         return self.sharded is None or isinstance(error, Preempted)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add their gradients up over all processes, for a step that calls `bare_model` instead of `model`.
+        """Sum the gradients over all processes, for a step that calls `bare_model` instead of `model`.
 
-        A process that had no rows takes part with zeros.
+        A process without rows contributes zeros.
         """
-        assert self.sharded is None, "a step of one's own was refused"
+        assert self.sharded is None, "the config refuses a custom step"
         sum_gradients(self.accelerator, parameters)
 
     def clear_gradients(self) -> None:

@@ -1,4 +1,4 @@
-"""From a `RunPlan` to an `Engine`: the model, sharded where the config says so, and what it learns with."""
+"""Creates the `Engine` of a `RunPlan`: the model, sharded if the config asks for it, its optimizer and schedule."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -45,18 +45,22 @@ def make_engine(
     make_optimizer: Callable[[nn.Module], Optimizer] | None,
     preemption: Preemption,
 ) -> Engine:
-    """The model, what it learns with, and how it runs on the devices. make_optimizer: None for that of the config."""
+    """Create the engine: the model on its devices, its optimizer and its schedule.
+
+    Args:
+        make_optimizer: creates the optimizer of a model; None for the optimizer of the config.
+    """
     config = plan.config
     profiler = _make_profiler(config, accelerator, console, num_steps=num_steps)
     memory = _choose_memory(plan, accelerator, console)
     with memory or nullcontext():
         model, calls = _make_model(plan, accelerator, console)
 
-    def add_optimizer(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
+    def add_optimizer(model_or_outline: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
         with under("optimizer."):
-            groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
+            groups = plan.optimizer.group(model_or_outline, num_steps=num_steps, calls=calls)
         if make_optimizer is not None:
-            return groups, make_optimizer(learner)
+            return groups, make_optimizer(model_or_outline)
         return groups, plan.optimizer.make(groups)
 
     outline = None
@@ -76,7 +80,7 @@ def make_engine(
     if sharded is not None:
         check_optimizer(optimizer)
     prepared_model, prepared_optimizer = prepare(accelerator, model, optimizer)
-    # From here on every process has the weights of process 0.
+    # From here on, every process has the weights of process 0.
     return Engine(
         accelerator=accelerator,
         model=prepared_model,
@@ -95,9 +99,10 @@ def make_engine(
 
 
 def _make_model(plan: RunPlan, accelerator: Accelerator, console: Console) -> tuple[nn.Module, Sequence[str]]:
-    """The model on its device, before accelerate prepares it, and the names of its modules in the order of their calls.
+    """Create the model on its device, not yet prepared by accelerate.
 
-    The names are empty where they are not known.
+    Returns:
+        The model, and the names of its modules in the order of their calls; no names if the order is unknown.
     """
     config, inputs = plan.config, plan.inputs
     compiles = config.model.compile and not _is_sharded(plan, accelerator)
@@ -135,7 +140,7 @@ def _outline(
     console: Console,
     add_optimizer: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
 ) -> Outline | None:
-    """The model without numbers; with `add_optimizer`, for the memory plan of a dry run, also what learns with it."""
+    """Create an outline of the model. With `add_optimizer`, it includes the optimizer and the averaged weights."""
     try:
         outline = outline_model(model, accelerator.device)
         if add_optimizer is not None:
@@ -143,8 +148,8 @@ def _outline(
             averages = _make_averaged_weights(config, outline.model, outline.optimizer)
             outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
         outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
-        accelerator._models.pop()  # it is not the one that is trained
-    except Exception as error:  # noqa: BLE001 # of a model that cannot be copied, or of an optimizer that wants numbers
+        accelerator._models.pop()  # only the real model is trained
+    except Exception as error:  # noqa: BLE001 # a model cannot be copied, or an optimizer reads values
         unknown = "model FLOPs" if add_optimizer is None else "memory of a step"
         console.warn(f"{unknown} unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}")
         return None
@@ -152,7 +157,7 @@ def _outline(
 
 
 def _find_peak_rate(accelerator: Accelerator, model: nn.Module, *, tf32: bool) -> float | None:
-    """Operations that the device can do in a second in the type that the model computes in; None: not known."""
+    """Return the peak rate of the device for the type of the model's matrix products; None: unknown."""
     if accelerator.device.type != "cuda":
         return None
     dtype = _COMPUTE_TYPES[accelerator.mixed_precision]
@@ -162,7 +167,7 @@ def _find_peak_rate(accelerator: Accelerator, model: nn.Module, *, tf32: bool) -
 
 
 def log_mfu(loop: TrainingLoop, *, tf32: bool) -> None:
-    """Let a run log `mfu` whose device has a known rate: the loop has an outline then, and needs it no more."""
+    """Make the run log `mfu` if its device has a known peak rate; only then the loop has an outline. Removes it."""
     outline, loop.engine.outline = loop.engine.outline, None
     if outline is None:
         return
@@ -174,7 +179,7 @@ def log_mfu(loop: TrainingLoop, *, tf32: bool) -> None:
 
 
 def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) -> MemoryOnDemand | None:
-    """What the model is made with so that it never takes the memory of all its weights; None where it may."""
+    """Return the context in which to create the model without memory for all of its weights; None if not needed."""
     num_parts = accelerator.num_processes // plan.sharding.num_replicas
     if not plan.sharding.is_sharded or num_parts == 1 or plan.model.given is not None:
         return None
@@ -197,9 +202,10 @@ def _is_sharded(plan: RunPlan, accelerator: Accelerator) -> bool:
 def _shard_model(
     plan: RunPlan, model: nn.Module, accelerator: Accelerator, console: Console, memory: MemoryOnDemand | None
 ) -> ShardedModel | None:
-    """Spread the model over the processes, in place, where the config says so and there are several.
+    """Shard the model in place if the config asks for it and there are several processes.
 
-    memory: what the model was made with.
+    Args:
+        memory: the context in which the model was created.
     """
     sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
     if not _is_sharded(plan, accelerator):
@@ -224,7 +230,7 @@ def _shard_model(
 def _make_profiler(
     config: Config, accelerator: Accelerator, console: Console, *, num_steps: int
 ) -> StepProfiler | None:
-    """What traces the steps of `log.profile`."""
+    """Create the profiler for the steps of `log.profile`."""
     if config.log.profile is None:
         return None
     first, last = parse_steps(config.log.profile)
@@ -241,7 +247,7 @@ def _make_profiler(
 
 
 def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> AveragedWeights | None:
-    """What is evaluated and exported in the place of the weights."""
+    """Create the averaged weights, which are evaluated and exported instead of the trained weights."""
     if is_schedule_free(optimizer):
         if config.ema.decay is not None:
             raise UserError(

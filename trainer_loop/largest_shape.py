@@ -1,6 +1,6 @@
-"""Before the first step of a sharded run: whether the largest microbatch of its plan fits into memory everywhere.
+"""Checks before the first step of a sharded run that the largest microbatch of its plan fits into memory.
 
-In a step a process could not answer alone, because the others wait for it in an exchange.
+Within a step, a process that runs out of memory cannot recover, because the others wait for it in an exchange.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from trainer_loop.errors import UserError
 from trainer_loop.parallel.processes import sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory
 
-RunPasses = Callable[[Microbatch, int], None]  # forward and backward passes of a microbatch, so many times
+RunPasses = Callable[[Microbatch, int], None]  # runs a number of forward and backward passes of a microbatch
 
 
 def cut_until_it_fits(
@@ -27,14 +27,14 @@ def cut_until_it_fits(
 ) -> None:
     """Run the largest microbatches, and cut all microbatches smaller until no process runs out of memory.
 
-    All processes call this. A stream has no plan, so nothing is known of its microbatches.
+    All processes must call this. It does nothing for a stream, which has no plan of its microbatches.
 
     Args:
-        run_passes: in which no process waits for another.
-        warn: for a line about each cut.
+        run_passes: runs passes without waiting for other processes.
+        warn: receives one line about each cut.
 
     Raises:
-        UserError: on every process, where a single row does not fit.
+        UserError: on every process if a single row does not fit.
     """
     train = data.train
     if not isinstance(train, TrainLoader):
@@ -55,10 +55,10 @@ def cut_until_it_fits(
 
 
 def _find_too_large(train: TrainLoader, accelerator: Accelerator, run_passes: RunPasses) -> Rows | None:
-    """The rows of a microbatch that does not fit on some process; the same answer on all of them."""
+    """Return the rows of a microbatch that does not fit on some process; None if all fit. All processes agree."""
     largest = find_largest(train.plan)
     for rows in largest.microbatches:
-        # The second pass of a step has the gradients of the first beside it.
+        # During the second pass of a step, the gradients of the first are also in memory.
         failed = _runs_out(train, rows, run_passes, times=2 if largest.accumulates else 1)
         if sum_on_hosts(accelerator, [failed])[0]:
             release_memory()
@@ -67,7 +67,7 @@ def _find_too_large(train: TrainLoader, accelerator: Accelerator, run_passes: Ru
 
 
 def _runs_out(train: TrainLoader, rows: Rows, run_passes: RunPasses, *, times: int) -> bool:
-    """Whether these rows do not fit on this process. Nothing holds what a failed pass made, once this returns."""
+    """Whether these rows do not fit on this process. The tensors of a failed pass can be freed after this returns."""
     try:
         run_passes(as_dummy(train.make_microbatch(rows, 0)).to(train.device), times)
     except (RuntimeError, MemoryError) as error:
@@ -79,9 +79,9 @@ def _runs_out(train: TrainLoader, rows: Rows, run_passes: RunPasses, *, times: i
 
 @contextmanager
 def leaving_modules_alone(model: nn.Module) -> Iterator[None]:
-    """Give modules their buffers and their other attributes back at the end, as they were.
+    """Restore the buffers and other attributes of all modules at the end of the block.
 
-    What lies inside an attribute, such as the entries of a list, stays as it is then.
+    Changes inside an attribute, such as to the entries of a list, are not undone.
     """
     buffers = [
         (module._buffers, name, buffer, buffer.clone())
@@ -94,9 +94,9 @@ def leaving_modules_alone(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for held, name, buffer, before in buffers:
-                held[name] = buffer
+            for module_buffers, name, buffer, before in buffers:
+                module_buffers[name] = buffer
                 buffer.copy_(before)
-        for held_attributes, values in attributes:
-            held_attributes.clear()
-            held_attributes.update(values)
+        for module_attributes, values in attributes:
+            module_attributes.clear()
+            module_attributes.update(values)

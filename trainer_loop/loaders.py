@@ -1,4 +1,4 @@
-"""The loaders of a run: batches of the training rows, and the sets that are evaluated."""
+"""Creates the loaders of a run: the training rows in batches, and the evaluation sets."""
 
 import math
 from dataclasses import replace
@@ -23,13 +23,13 @@ from trainer_loop.record.logs import Console
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_shape_steps, choose_token_budget
 
 _WORKERS_BESIDE_A_GPU = 2
-_WINDOW = 32  # batches whose rows are sorted together where the config names no number
+_WINDOW = 32  # batches whose rows are sorted together, unless the config sets a number
 
 
 def make_train_loader(plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
-    """The training rows, in memory or streamed, as the batches of this process."""
+    """Create the loader of this process's batches of training rows, in memory or streamed."""
     config, limits = plan.config, _choose_limits(plan, accelerator, training=True)
-    if limits.width_step > 1:  # rows of every split are padded alike
+    if limits.width_step > 1:  # rows of all splits are padded to multiples of it
         plan.task.use_widths(limits.width_step, longest=limits.longest)
     batch_size = _batch_size(config, accelerator.num_processes)
     process: dict[str, Any] = {
@@ -76,7 +76,7 @@ def make_train_loader(plan: RunPlan, accelerator: Accelerator) -> TrainLoader | 
 
 
 def _choose_limits(plan: RunPlan, accelerator: Accelerator, *, training: bool) -> Limits:
-    """How rows are cut into microbatches, in training or in an evaluation."""
+    """Choose the limits of microbatches, for training or for evaluation."""
     config, task = plan.config, plan.task
     device_type, precision = accelerator.device.type, accelerator.mixed_precision
     section = config.batch if training else config.evaluate
@@ -85,8 +85,8 @@ def _choose_limits(plan: RunPlan, accelerator: Accelerator, *, training: bool) -
         logits_per_token = task.logits_per_token(plan.inputs.model_config)
         max_tokens = choose_token_budget(device_type, training=training, logits_per_token=logits_per_token)
     elif max_tokens == "auto":
-        max_tokens = None  # rows without tokens are limited by their number
-    if per_device is None and not training and not task.has_tokens:  # as many as training has in one microbatch
+        max_tokens = None  # only `per_device` limits rows without tokens
+    if per_device is None and not training and not task.has_tokens:  # as in training
         num_processes = accelerator.num_processes
         per_device = config.batch.per_device or math.ceil(_batch_size(config, num_processes) / num_processes)
     width_step, row_step = choose_shape_steps(device_type, precision=precision) if task.may_widen else (1, 1)
@@ -103,13 +103,13 @@ def _choose_limits(plan: RunPlan, accelerator: Accelerator, *, training: bool) -
 
 
 def make_mixture(plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
-    """How the rows of an epoch are drawn; None: each once."""
+    """Create the mixture from which the rows of an epoch are drawn; None if each row is used once."""
     entries = plan.config.data.mixture
     if plan.config.data.sampling == "balanced":
         labels, names = np.asarray(train.rows["label"]), plan.inputs.label_names
         assert names is not None, "the task has labels"
-        present, numbers = np.unique(labels, return_inverse=True)
-        return Mixture([names[label] for label in present], [1.0] * len(present), numbers, title="balanced classes")
+        classes, numbers = np.unique(labels, return_inverse=True)
+        return Mixture([names[label] for label in classes], [1.0] * len(classes), numbers, title="balanced classes")
     if not entries:
         return None
     names, weights = [str(entry["name"]) for entry in entries], [float(entry["weight"]) for entry in entries]
@@ -117,17 +117,17 @@ def make_mixture(plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
 
 
 def _group_rows(mixture: Mixture | None, weights: np.ndarray | None) -> np.ndarray | None:
-    """`[N]` a number for each row: rows of one source and one weight have the same; None: all rows."""
-    given = ([] if mixture is None else [mixture.sources]) + ([] if weights is None else [weights])
-    return np.unique(np.stack(given, axis=1), axis=0, return_inverse=True)[1] if given else None
+    """Return a group number per row, `[N]`: rows of the same source and weight form a group. None: a single group."""
+    columns = ([] if mixture is None else [mixture.sources]) + ([] if weights is None else [weights])
+    return np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1] if columns else None
 
 
 def find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
-    """`[N]` the factors of the losses of the rows; None: 1 for each."""
-    of_sources = np.array([float(entry.get("loss_weight", 1)) for entry in config.data.mixture])
+    """Return the factor of each row's loss, `[N]`; None if all factors are 1."""
+    source_weights = np.array([float(entry.get("loss_weight", 1)) for entry in config.data.mixture])
     weights = train.weights
-    if (of_sources != 1).any():
-        weights = of_sources[train.origins.source_of_rows] * (1 if weights is None else weights)
+    if (source_weights != 1).any():
+        weights = source_weights[train.origins.source_of_rows] * (1 if weights is None else weights)
     if weights is None:
         return None
     if not weights.any():
@@ -138,7 +138,11 @@ def find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
 def make_evaluation_loader(
     plan: RunPlan, accelerator: Accelerator, split: TokenisedSplit, *, labelled: bool = True, num_workers: int = 0
 ) -> EvaluationLoader:
-    """labelled: its targets are counted, and its rows shared by the processes; else each process has all of them."""
+    """Create the loader of a set that is evaluated or predicted.
+
+    Args:
+        labelled: count targets, and distribute the rows over the processes. Otherwise each process has all rows.
+    """
     limits = _choose_limits(plan, accelerator, training=False)
     return EvaluationLoader(
         split.rows,
@@ -155,7 +159,7 @@ def make_evaluation_loader(
 
 
 class ConfiguredData(RunData):
-    """Evaluation sets of a config; it also says how in-memory rows are encoded."""
+    """The training and evaluation sets of a config. It also encodes in-memory rows."""
 
     def __init__(self, plan: RunPlan, accelerator: Accelerator, console: Console, train_loader: StepLoader):
         loaders: dict[str, dict[str, EvaluationLoader]] = {"validation": {}, "test": {}}
@@ -189,7 +193,7 @@ def _batch_size(config: Config, num_processes: int) -> int:
 
 
 def _num_workers(config: Config, accelerator: Accelerator) -> int:
-    """Processes that prepare batches: beside a GPU they are ready when it is; on a CPU they would take its cores."""
+    """Return the number of worker processes that prepare batches. On a CPU they would compete with training."""
     if config.data.num_workers != "auto":
         return int(config.data.num_workers)
     return 0 if accelerator.device.type == "cpu" else _WORKERS_BESIDE_A_GPU

@@ -1,4 +1,4 @@
-"""What a step asks of a device, found in shapes alone: a table of its memory for a person, and its computations."""
+"""Measures the memory and the computations of a step on fake tensors, and describes them in a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -13,7 +13,7 @@ from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
 from trainer_loop.data.sample_microbatches import find_largest, take_typical
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.loop import TrainingLoop
-from trainer_loop.parallel.memory_plan import HeldTensors, MemoryPlan, offload, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.memory_plan import MemoryPlan, ModelTensors, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
 from trainer_loop.runtime.outline import Outline, count_flops, measure_pass, measure_update, name_device
@@ -21,8 +21,8 @@ from trainer_loop.runtime.randomness import keeping_random_state
 from trainer_loop.runtime.text_table import align
 from trainer_loop.tasks.task import Batch
 
-_MOST_FROZEN = 0.01  # share of the weights, such as those of a pooler that nothing uses
-_PROCESSES = 8  # of the columns with shards, where there is one
+_MOST_FROZEN = 0.01  # largest share of frozen weights, such as those of an unused pooler
+_PROCESSES = 8  # number of processes in the columns with shards if the run has only one
 _ROWS: dict[str, Callable[[MemoryPlan], int | None]] = {
     "weights": lambda plan: plan.weights,
     "optimizer state": lambda plan: plan.optimizer,
@@ -37,28 +37,30 @@ _ROWS: dict[str, Callable[[MemoryPlan], int | None]] = {
 
 
 def describe_memory(loop: TrainingLoop, outline: Outline, sharding: ShardingPlan) -> list[str]:
-    """The table, in lines. The largest microbatches are run in shapes alone, with a copy of the model without numbers.
+    """Describe the memory of a step in a table, as lines. The largest microbatches run with fake weights.
 
-    A run on one process is shown beside shards on eight.
+    For a run on one process, the table also shows shards on eight.
     """
     microbatches, accumulates = _find_largest(loop.data.train)
     device = name_device(loop.accelerator.device)
-    rehearsal = _Rehearsal(loop, outline, [microbatch.to(device).batch for microbatch in microbatches])
-    plans = _plan(rehearsal, sharding, accumulates=accumulates)
+    trial = _TrialPasses(loop, outline, [microbatch.to(device).batch for microbatch in microbatches])
+    plans = _plan(trial, sharding, accumulates=accumulates)
     sizes = " and ".join(map(_describe, microbatches))
     return [
         f"memory of a process, with a microbatch of {sizes}:",
         *(f"  {line}" for line in draw_table(plans)),
-        *rehearsal.notes,
+        *trial.notes,
         *_compare_with_device(plans, loop.accelerator.device),
     ]
 
 
 def count_flops_per_token(loop: TrainingLoop, outline: Outline) -> tuple[float | None, str]:
-    """Floating-point operations of the model a token, forward and backward, and a line about it for a person.
+    """Count the floating-point operations of the model per token, forward and backward.
 
-    The backward pass counts twice the forward pass. Padding, and what is computed again to save memory, do not count.
-    None: not known.
+    The backward pass counts as two forward passes. Padding and recomputed activations do not count.
+
+    Returns:
+        The number, None if it is unknown, and a line for the console.
     """
     if not loop.engine.tries_largest:
         return None, "model FLOPs unknown: a pass may change what the task or the loop keeps"
@@ -71,16 +73,19 @@ def count_flops_per_token(loop: TrainingLoop, outline: Outline) -> tuple[float |
         return None, "model FLOPs are not counted: the loop has a loss of its own"
     with keeping_random_state():
         microbatch, num_tokens = take_typical(loop.data.train)
-        rehearsal = _Rehearsal(loop, outline, [microbatch.to(name_device(loop.accelerator.device)).batch])
-        forward = rehearsal.count_flops()
+        trial = _TrialPasses(loop, outline, [microbatch.to(name_device(loop.accelerator.device)).batch])
+        forward = trial.count_flops()
     if forward is None:
-        return None, rehearsal.notes[0]
+        return None, trial.notes[0]
     per_token = 3 * forward / num_tokens
     return per_token, f"model FLOPs: {per_token:.4g} a token, forward and backward"
 
 
 def _find_largest(loader: StepLoader) -> tuple[list[Microbatch], bool]:
-    """The largest microbatches, of a stream that of the first step, and whether steps have several."""
+    """Return the largest microbatches, and whether a step has several on one process.
+
+    For a stream, only the largest microbatch of the first step is known.
+    """
     if isinstance(loader, TrainLoader):
         largest = find_largest(loader.plan)
         return [loader.make_microbatch(rows, 0) for rows in largest.microbatches], largest.accumulates
@@ -100,24 +105,24 @@ def _describe(microbatch: Microbatch) -> str:
 
 
 @dataclass
-class _Rehearsal:
-    """Passes and updates of an outline, of which some may not run. notes: what a person should know of it."""
+class _TrialPasses:
+    """Passes and updates of an outline, some of which may fail."""
 
     loop: TrainingLoop
     outline: Outline
     batches: Sequence[Batch]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # lines about failed passes for the console
 
     def measure_update(self) -> int | None:
         return self._try("optimizer state", lambda: measure_update(self.outline))
 
     def measure_passes(self, *, has_gradients: bool) -> int | None:
-        """Bytes of the largest pass."""
+        """Return the peak bytes of the pass that takes the most."""
         measure = partial(measure_pass, has_gradients=has_gradients)
         return self._try("activations", lambda: max(self._measure_each(measure)))
 
     def count_flops(self) -> int | None:
-        """Floating-point operations of the forward pass of all batches."""
+        """Count the floating-point operations of the forward pass of all batches."""
         return self._try("model FLOPs", lambda: sum(self._measure_each(count_flops)))
 
     def _measure_each(self, measure: Callable[[Outline, Callable[[], Tensor]], int]) -> list[int]:
@@ -135,26 +140,26 @@ class _Rehearsal:
     def _try(self, what: str, measure: Callable[[], int]) -> int | None:
         try:
             return measure()
-        except Exception as error:  # noqa: BLE001 # the code of a model may look at numbers, and anything comes of that
+        except Exception as error:  # noqa: BLE001 # model code that reads fake values may raise any error
             note = f"{what} unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}"
             self.notes += [] if note in self.notes else [note]
             return None
 
 
-def _plan(rehearsal: _Rehearsal, sharding: ShardingPlan, *, accumulates: bool) -> dict[str, MemoryPlan]:
-    """The plan of each column of the table, by its title."""
-    outline, accelerator = rehearsal.outline, rehearsal.loop.accelerator
+def _plan(trial: _TrialPasses, sharding: ShardingPlan, *, accumulates: bool) -> dict[str, MemoryPlan]:
+    """Return the plan of each column of the table, by its title."""
+    outline, accelerator = trial.outline, trial.loop.accelerator
     num_processes = accelerator.num_processes
-    update = rehearsal.measure_update()
-    held = find_held_tensors(outline, sharding.layers, knows_state=update is not None)
-    adds_up = accumulates or num_processes > 1
-    activations = rehearsal.measure_passes(has_gradients=adds_up)
-    whole = plan_whole(held, num_processes=num_processes, accumulates=accumulates)
+    update = trial.measure_update()
+    tensors = collect_tensors(outline, sharding.layers, knows_state=update is not None)
+    has_earlier_gradients = accumulates or num_processes > 1
+    activations = trial.measure_passes(has_gradients=has_earlier_gradients)
+    whole = plan_whole(tensors, num_processes=num_processes, accumulates=accumulates)
     plans = {_name("none", num_processes): replace(whole, activations=activations, update=update or 0)}
     try:
         check_optimizer_class(type(outline.optimizer))
     except UserError as error:
-        rehearsal.notes += error.problems
+        trial.notes += error.problems
         return plans
     launched = _PROCESSES if num_processes == 1 else num_processes
     num_parts = launched // (sharding.num_replicas if num_processes > 1 else 1)
@@ -164,14 +169,14 @@ def _plan(rehearsal: _Rehearsal, sharding: ShardingPlan, *, accumulates: bool) -
         "reduce_dtype": sharding.gradient_type,
     }
     update = (update or 0) // num_parts
-    if not adds_up:
-        activations = rehearsal.measure_passes(has_gradients=True)
-    zero2 = replace(plan_zero2(held, **common), activations=activations, update=update)
+    if not has_earlier_gradients:
+        activations = trial.measure_passes(has_gradients=True)
+    zero2 = replace(plan_zero2(tensors, **common), activations=activations, update=update)
     cast_to = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    full, full_once = (plan_full(held, **common, cast_to=cast_to, keeps_gradients=keeps) for keeps in (False, True))
+    full, full_once = (plan_full(tensors, **common, cast_to=cast_to, keeps_gradients=keeps) for keeps in (False, True))
     if cast_to is not None:
-        outline.cast_weights(cast_to)  # those of `held` too
-        activations = rehearsal.measure_passes(has_gradients=True)
+        outline.cast_weights(cast_to)  # this also casts those in `tensors`
+        activations = trial.measure_passes(has_gradients=True)
     full, full_once = (replace(plan, activations=activations, update=update) for plan in (full, full_once))
     if sharding.offloads:
         zero2, full_once = (offload(plan, keeps_gradients=True) for plan in (zero2, full_once))
@@ -188,18 +193,18 @@ def _name(shard: str, num_processes: int) -> str:
     return f"{shard}, {num_processes:,} process" + ("es" if num_processes > 1 else "")
 
 
-def find_held_tensors(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> HeldTensors:
-    """What the model and its optimizer hold, by what is gathered at once. layers: see `find_layers`."""
+def collect_tensors(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> ModelTensors:
+    """Collect the tensors that a process holds, grouped by layers. For `layers` see `find_layers`."""
     groups, seen = [], set()
     for module in find_layers(outline.model, layers):
         groups.append([weight for weight in module.parameters() if weight not in seen])
         seen.update(groups[-1])
     rest = [weight for weight in outline.model.parameters() if weight not in seen]
-    return HeldTensors(groups, rest, outline.state if knows_state else None, outline.averages)
+    return ModelTensors(groups, rest, outline.state if knows_state else None, outline.averages)
 
 
 def draw_table(plans: Mapping[str, MemoryPlan]) -> list[str]:
-    """Lines of a table of bytes, one column a plan; rows that are zero everywhere are left out."""
+    """Draw a table of bytes with one column per plan, as lines. Rows that are zero everywhere are left out."""
     unit, scale = ("GB", 1e9) if max(plan.peak for plan in plans.values()) >= 1e9 else ("MB", 1e6)
     kinds, notes = zip(*(name.split(", ") for name in plans), strict=True)
     rows = [(unit, *kinds), ("", *notes)]

@@ -1,4 +1,4 @@
-"""What a run writes as its config says, besides checkpoints and metrics: its description, predictions, the model."""
+"""Writes the files of a run other than checkpoints and metrics: its description, predictions, report and model."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.optim.averages import AveragedWeights
 from trainer_loop.parallel.sharding import copy_whole, is_sharded
 from trainer_loop.plan import RunPlan
-from trainer_loop.publishing import describe_model, gather_beside
+from trainer_loop.publishing import describe_model, gather_extra_files
 from trainer_loop.record.export import ExportRecord, copy_weights, export_model, write_files
 from trainer_loop.record.hub_access import push_command
 from trainer_loop.record.hub_push import Files, PushResult, gather_run, push_files
@@ -59,7 +59,7 @@ class ConfiguredOutput(RunOutput):
     _: KW_ONLY
     accelerator: Accelerator
     console: Console
-    facts: Mapping[str, Any]  # what decides the updates, as plain JSON; the exported model has it
+    facts: Mapping[str, Any]  # all inputs that determine the updates, as plain JSON; exported with the model
     num_steps: int  # of the whole run
     stopwatch: Stopwatch
 
@@ -69,11 +69,11 @@ class ConfiguredOutput(RunOutput):
         self.report_facts = ReportFacts(self.run_dir.report_facts, warn=self.console.warn)
         self.reports = self.config.report and self.accelerator.is_main_process
         self.publisher = None
-        self._intervals: Intervals | None = None  # of the exported weights; they take seconds
-        self._beside: Files = {}  # what is pushed beside the model, at the end
+        self._intervals: Intervals | None = None  # of the exported weights; cached, because they take seconds
+        self._extra_files: Files = {}  # pushed with the model at the end
         hub = self.config.hub
         if hub.push is not None and hub.every != "never" and self.accelerator.is_main_process:
-            # Another thread may tokenise a stream with the one of the run, whose settings saving would change.
+            # Saving changes the settings of a processor, and another thread may tokenise a stream with the run's one.
             self._processor = copy.deepcopy(self.plan.inputs.processor)
             self.publisher = Publisher(
                 self._push,
@@ -86,7 +86,7 @@ class ConfiguredOutput(RunOutput):
     def begin_run(self, run: str, *, step: int) -> None:
         self.stopwatch.begin_run()
         if self.accelerator.is_main_process:
-            is_resumed = read_identity(self.run_dir) == run  # before its description is written again
+            is_resumed = read_identity(self.run_dir) == run  # must precede `_write_description`
             self._write_description(run)
             self.console.log_to(self.run_dir.log)
             if self.config.log.trackers:
@@ -103,7 +103,7 @@ class ConfiguredOutput(RunOutput):
                 data={name: asdict(facts) for name, facts in self.plan.inputs.facts.items()},
             )
         elif self.accelerator.is_main_process:
-            remove(self.run_dir.report_facts)  # of an earlier start; soon it would tell of other weights
+            remove(self.run_dir.report_facts)  # an earlier start wrote it, about other weights
 
     def _write_description(self, run: str) -> None:
         self.run_dir.make()
@@ -143,7 +143,7 @@ class ConfiguredOutput(RunOutput):
     def _read_logged(self) -> list[dict[str, Any]]:
         try:
             return read_metrics(self.run_dir.metrics)
-        except OSError:  # whoever writes it will tell
+        except OSError:  # the next write reports the error
             return []
 
     def write_predictions(self, name: str, scores: Scores) -> None:
@@ -151,13 +151,13 @@ class ConfiguredOutput(RunOutput):
             self._write_rows(f"test.{name}" if name else "test", scores, step=None)
 
     def write_validation(self, scores: Mapping[str, Scores], *, step: int) -> None:
-        for name, of_set in scores.items() if self.reports else ():
+        for name, set_scores in scores.items() if self.reports else ():
             name = f"validation.{name}" if name else "validation"
             with self._only_warning(f"the report lacks the rows of {name}"):
-                self._write_rows(name, of_set, step=step)
+                self._write_rows(name, set_scores, step=step)
 
     def _write_rows(self, name: str, scores: Scores, *, step: int | None) -> None:
-        """The predictions of the set `name`, and for the report the rows among them that are the worst."""
+        """Write the predictions of the set `name`, and record the rows with the worst ones for the report."""
         split, task = self.plan.inputs.splits[name], self.plan.task
         if task.has_tokens:
             tokens = np.add.reduceat(split.lengths, scores.rows)
@@ -168,26 +168,30 @@ class ConfiguredOutput(RunOutput):
             with self._only_warning(f"the report lacks the worst rows of {name}"):
                 kinds = task.list_outputs() or {}
                 worst = find_worst(kinds, scores.predictions, scores.references, scores.details)
-                spelled = [{"row": row, "inputs": spell_row(split, scores.rows[row], task)} for row in worst]
-                self.report_facts.add_set(name, {"step": step, "worst": spelled})
+                worst_rows = [{"row": row, "inputs": spell_row(split, scores.rows[row], task)} for row in worst]
+                self.report_facts.add_set(name, {"step": step, "worst": worst_rows})
 
     def write_report(self, ended: str) -> None:
         if not self.reports:
             return
-        if self.report_facts.values:  # else this command trained nothing
+        if self.report_facts.values:  # otherwise this command did not train
             self.report_facts.end(ended, self.stopwatch.seconds)
         root = self.run_dir.root
-        again = f"python -m trainer_loop.report {root} tries again"
-        with self._only_warning(f"{self.run_dir.report} was not written ({again})"):
+        hint = f"python -m trainer_loop.report {root} tries again"
+        with self._only_warning(f"{self.run_dir.report} was not written ({hint})"):
             write_report(root, self._intervals if ended == "finished" else None)
 
     @contextmanager
-    def _only_warning(self, what: str) -> Iterator[None]:
-        """Whatever is wrong with a report is told, and the run goes on. what: follows from it."""
+    def _only_warning(self, consequence: str) -> Iterator[None]:
+        """Turn any error in the block into a warning, so that the run continues.
+
+        Args:
+            consequence: start of the warning.
+        """
         try:
             yield
-        except Exception as error:  # noqa: BLE001 # the code of a task may have its part in it
-            self.console.warn(f"{what}: {type(error).__name__}: {in_one_line(error)}")
+        except Exception as error:  # noqa: BLE001 # the code of a task may raise any error
+            self.console.warn(f"{consequence}: {type(error).__name__}: {in_one_line(error)}")
 
     def export(self, model: nn.Module, state: TrainState) -> None:
         with self.stopwatch.measuring("export"):
@@ -209,14 +213,14 @@ class ConfiguredOutput(RunOutput):
         export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card, weights=weights)
 
     def _find_intervals(self) -> Intervals:
-        """Of the metrics of all sets; they come from the predictions that are written for the report."""
+        """Compute the intervals of the metrics of all sets from the predictions that were written for the report."""
         if self.reports:
             with self._only_warning("the model card lacks intervals of the metrics"):
                 self._intervals = read_run(self.run_dir.root).find_intervals()
         return self._intervals or {}
 
     def _describe_export(self, state: TrainState) -> ExportRecord:
-        """What the model that is exported in this state says about itself."""
+        """Return the record that is exported with the model of this state."""
         config = self.config
         data = self.plan.inputs.data
         return ExportRecord(
@@ -235,7 +239,7 @@ class ConfiguredOutput(RunOutput):
         )
 
     def _describe_evaluation(self) -> dict[str, Any] | None:
-        """What `python -m trainer_loop.predict` needs to evaluate as the run did."""
+        """Return the settings that `python -m trainer_loop.predict` needs to evaluate as the run did."""
         labels = self.plan.inputs.labels
         if not any(column.target for column in self.plan.task.columns.values()):
             return None
@@ -251,8 +255,8 @@ class ConfiguredOutput(RunOutput):
         }
 
     def _push(self, folder: Path, what: str) -> PushResult:
-        beside = self._beside if folder == self.run_dir.model else {}
-        files, hub = gather_run(folder, self.run_dir.config, beside), self.config.hub
+        extra_files = self._extra_files if folder == self.run_dir.model else {}
+        files, hub = gather_run(folder, self.run_dir.config, extra_files), self.config.hub
         return push_files(files, str(hub.push), private=hub.private, message=f"Upload {what}")
 
     def _take_snapshot(
@@ -270,7 +274,7 @@ class ConfiguredOutput(RunOutput):
             averages = None if averaged_weights is None else averaged_weights.state_dict()
             return copy_weights(model, averages, copy=self.publisher is not None)
 
-        gathered = copy_trained() if is_sharded(model) else None  # by all processes, of which none may leave it
+        gathered = copy_trained() if is_sharded(model) else None  # all processes must take part
         if self.publisher is not None:
             self.publisher.offer(state.step, lambda: self._take_snapshot(model, state, gathered or copy_trained()))
 
@@ -281,14 +285,16 @@ class ConfiguredOutput(RunOutput):
 
     def publish(self, preemption: Preemption) -> None:
         if self.publisher is not None:
-            self._beside, notes = gather_beside(self.run_dir, with_report=self.reports, intervals=self._intervals)
+            self._extra_files, notes = gather_extra_files(
+                self.run_dir, with_report=self.reports, intervals=self._intervals
+            )
             for note in notes:
                 self.console.warn(note)
             self.publisher.finish(is_stopped=lambda: preemption.requested)
 
 
 def _without_other_metrics(state: TrainState) -> TrainState:
-    """The state of the weights of now: those of the best step are not pushed before the end, nor their metrics."""
+    """Return the state with metrics only if they belong to the current weights. The best weights are pushed later."""
     state = copy.copy(state)
     if state.evaluated_step != state.step or state.best_step not in (None, state.step):
         state.metrics = {}

@@ -1,4 +1,4 @@
-"""What goes to the hub with the model of a run: its card, made of config and plan, its report, and its ONNX file."""
+"""Prepares the files that are pushed to the hub with the model of a run: model card, report and ONNX file."""
 
 import re
 import shlex
@@ -34,54 +34,58 @@ from trainer_loop.report.intervals import Intervals
 from trainer_loop.report.run_report import make_report_to_share
 from trainer_loop.report.wording import title_of
 
-_ALWAYS_TOLD = (
+_ALWAYS_LISTED = (
     *("seed", "train.epochs", "train.steps", "optimizer.name", "optimizer.lr", "optimizer.weight_decay"),
     *("scheduler.name", "scheduler.warmup"),
 )
-# Told where they are not the defaults: all that may change the model, but for rows, which stand under "Data".
+# Sections whose settings are listed if they are not the defaults, because they may change the model.
 _SECTIONS = (
     *("task", "model", "data", "batch", "train", "optimizer", "scheduler", "loss", "ema", "evaluate", "checkpoint"),
     *("loop", "parallel"),
 )
-_NOT_TOLD = (
+_NEVER_LISTED = (
     *("task.name", "model.name", "data.name", "data.config", "data.train", "data.validation", "data.test"),
     *("data.cache_dir", "data.num_workers", "train.threads", "train.timeout_minutes", "train.precision", "batch.size"),
     *("train.max_time_minutes", "checkpoint.every", "checkpoint.keep_last", "checkpoint.background"),
 )
-_MOST_LABELS = 10  # told of a split
-_FEW_ROWS = 20  # of a label
+_MOST_LABELS = 10  # number of labels of a split that are all listed
+_FEW_ROWS = 20  # a label with fewer rows is rare
 _RARE_SHOWN = 5
-_SPLIT = re.compile(r"[\w-]+")  # of the hub; not a slice of one
+_SPLIT = re.compile(r"[\w-]+")  # a split on the hub, but not a slice of one
 
 
 def describe_model(plan: RunPlan, record: ExportRecord, *, intervals: Intervals | None = None) -> str:
-    """The model card of the exported model. intervals: of metrics, by set, such as `test.hard`, and by metric."""
+    """Return the model card of the exported model.
+
+    Args:
+        intervals: intervals of the metrics, by set, such as `test.hard`, and metric.
+    """
     config, overrides = plan.config, plan.overrides
     dataset = config.data.name if config.data.name is not None and "train" not in overrides.rows else None
     run_dir = RunDir(config.run_dir)
     adapter = plan.model.adapter
-    stays_apart = adapter is not None and not adapter.merge
+    is_adapter = adapter is not None and not adapter.merge
     names = [entry if isinstance(entry, str) else str(entry["name"]) for entry in plan.metrics]
-    reads = None
+    input_description = None
     if plan.inputs.data is not None:
         columns = [as_code(name) for name in plan.inputs.data.columns.without_targets().all]
-        reads = f"column {' and '.join(columns)}"
-        reads += f", texts cut at {record.max_length} tokens" if plan.task.has_tokens else ""
+        input_description = f"column {' and '.join(columns)}"
+        input_description += f", texts cut at {record.max_length} tokens" if plan.task.has_tokens else ""
     intervals = intervals or {}
     scores = [
         *_list_scores(config, overrides, "validation", record.metrics, intervals),
-        *_list_scores(config, overrides, "test", _read_test_figures(run_dir.metrics), intervals),
+        *_list_scores(config, overrides, "test", _read_test_metrics(run_dir.metrics), intervals),
     ]
     return make_card(
         CardFacts(
             title=(config.hub.push or run_dir.root.resolve().name).rpartition("/")[2],
             task=record.task,
             pipeline_tag=plan.task.pipeline_tag,
-            library="peft" if stays_apart else "transformers" if plan.task.auto_model else "pytorch",
-            reads=reads,
+            library="peft" if is_adapter else "transformers" if plan.task.auto_model else "pytorch",
+            reads=input_description,
             step=record.step,
             num_steps=record.num_steps,
-            base=_find_base(config, overrides, is_adapter=stays_apart),
+            base=_find_base(config, overrides, is_adapter=is_adapter),
             dataset=dataset if dataset is not None and is_name(dataset) else None,
             dataset_config=config.data.config,
             data=list(_describe_data(plan)),
@@ -96,21 +100,26 @@ def describe_model(plan: RunPlan, record: ExportRecord, *, intervals: Intervals 
     )
 
 
-def gather_beside(
+def gather_extra_files(
     run_dir: RunDir, *, with_report: bool, intervals: Intervals | None = None
 ) -> tuple[dict[str, Content], list[str]]:
-    """What is pushed beside the model of a run, by path in the repository, and lines about what is left out.
+    """Collect the files that are pushed with the model of a run.
 
-    The report is made anew, without rows of the data. The ONNX model goes along if it is of the same weights.
-    intervals: of the metrics in the report; None: they are computed.
+    The report is made again, without rows of the data. The ONNX model is included if it has the same weights.
+
+    Args:
+        intervals: intervals of the metrics in the report; None computes them.
+
+    Returns:
+        The files by path in the repository, and lines about files that are left out.
     """
-    again = f"python -m trainer_loop.onnx model={shlex.quote(str(run_dir.root))}"
-    found, note = find_files_to_push(run_dir.onnx, run_dir.model, again=again)
-    files, notes = dict[str, Content](found), [note] if note else []
+    command = f"python -m trainer_loop.onnx model={shlex.quote(str(run_dir.root))}"
+    onnx_files, note = find_files_to_push(run_dir.onnx, run_dir.model, again=command)
+    files, notes = dict[str, Content](onnx_files), [note] if note else []
     if with_report:
         try:
             files[REPORT] = make_report_to_share(run_dir.root, intervals).encode()
-        except Exception as error:  # noqa: BLE001 # no report is worth a push that fails
+        except Exception as error:  # noqa: BLE001 # a failed report must not prevent the push
             reason = f"{REPORT} is left out: {type(error).__name__}: {in_one_line(error)}"
             notes.append(reason.replace("UserError: ", ""))
     return files, notes
@@ -142,17 +151,17 @@ def _describe_data(plan: RunPlan) -> Iterator[str]:
 def _describe_lengths(facts: SplitFacts | None) -> str:
     if facts is None or facts.lengths is None:
         return ""
-    of = facts.lengths
-    return f"; tokens per row: median {of.median:.0f}, 95 % within {of.p95:.0f}, longest {of.longest:,}"
+    lengths = facts.lengths
+    return f"; tokens per row: median {lengths.median:.0f}, 95 % within {lengths.p95:.0f}, longest {lengths.longest:,}"
 
 
 def _name_source(config: Config, split: str, place: str) -> str:
-    """`reviews.csv` of `/home/me/reviews.csv row`: where a file lies here is of no use elsewhere."""
+    """Return `reviews.csv` for `/home/me/reviews.csv row`: local folders do not belong on a public model card."""
     source = place.rpartition(" ")[0]
     if source == split:
         return "a table made in Python"
-    of_hub = config.data.name is not None and source.startswith(f"{config.data.name}[")
-    return source if of_hub else Path(source).name
+    is_on_hub = config.data.name is not None and source.startswith(f"{config.data.name}[")
+    return source if is_on_hub else Path(source).name
 
 
 def _describe_labels(split: TokenisedSplit, names: Sequence[str] | None) -> str:
@@ -168,9 +177,9 @@ def _describe_labels(split: TokenisedSplit, names: Sequence[str] | None) -> str:
 
 
 def _list_limits(plan: RunPlan, scores: Sequence[Scores]) -> Iterator[str]:
-    """What is not known of the model, or speaks against it, as far as the run can tell."""
+    """Yield the limits of the model that the run knows about."""
     config = plan.config
-    scored = {of.title.partition(" ")[0] for of in scores}
+    scored = {score.title.partition(" ")[0] for score in scores}
     if not scored:
         yield "It was not evaluated."
     elif "test" not in scored and config.checkpoint.best is not None:
@@ -197,7 +206,7 @@ def _list_limits(plan: RunPlan, scores: Sequence[Scores]) -> Iterator[str]:
 
 
 def _describe_environment(path: Path) -> dict[str, str]:
-    """What the run was trained with. path: of environment.json; without it there is nothing."""
+    """Describe the software and devices of the run from environment.json; empty if `path` cannot be read."""
     try:
         environment = read_json_object(path)
     except (OSError, ValueError):
@@ -207,27 +216,29 @@ def _describe_environment(path: Path) -> dict[str, str]:
 
 
 def _list_scores(
-    config: Config, overrides: Overrides, split: str, figures: Mapping[str, float], intervals: Intervals
+    config: Config, overrides: Overrides, split: str, metrics: Mapping[str, float], intervals: Intervals
 ) -> Iterator[Scores]:
-    """The figures by their sets; those of an only set have no name before them."""
+    """Yield the metrics of each set of a split. If there is only one set, its metrics have no prefix."""
     specs: dict[str, Any] = name_sets(split, getattr(config.data, split))
     specs |= {name: None for name in overrides.rows if parse_set(name)[0] == split}
     for set_name, spec in (specs or {split: None}).items():
         part = parse_set(set_name)[1]
-        before = f"{part}/" if part else ""
-        own = {name.removeprefix(before): value for name, value in figures.items() if name.startswith(before)}
+        prefix = f"{part}/" if part else ""
+        set_metrics = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
         is_hub_split = config.data.name is not None and isinstance(spec, str) and _SPLIT.fullmatch(spec)
         matching = {
             name: (interval.low, interval.high)
             for name, interval in intervals.get(set_name, {}).items()
-            if interval.is_of(own.get(name))
+            if interval.is_of(set_metrics.get(name))
         }
-        if own:
-            yield Scores(f"{split} {part}".strip(), config.data.name if is_hub_split else None, spec, own, matching)
+        if set_metrics:
+            yield Scores(
+                f"{split} {part}".strip(), config.data.name if is_hub_split else None, spec, set_metrics, matching
+            )
 
 
-def _read_test_figures(metrics: Path) -> dict[str, float]:
-    """Those in the log of the finished run; it has them only at the end."""
+def _read_test_metrics(metrics: Path) -> dict[str, float]:
+    """Read the test metrics from the log, which contains them only after the end of the run."""
     if not metrics.is_file():
         return {}
     rows = [{name: value for name, value in row.items() if name.startswith("test/")} for row in read_metrics(metrics)]
@@ -236,19 +247,19 @@ def _read_test_figures(metrics: Path) -> dict[str, float]:
 
 
 def _list_settings(plan: RunPlan, record: ExportRecord) -> Iterator[tuple[str, Any]]:
-    """What always decides a training, then all other keys that do and that are not their defaults."""
+    """Yield the settings for the model card: first the main ones, then all others that are not the defaults."""
     values = mask_secrets(name_sources(values_of(plan.config), with_digest=False))
     yield "batch.size", record.plan["batch.size"]
     yield "train.precision", plan.precision
-    for name in _ALWAYS_TOLD:
+    for name in _ALWAYS_LISTED:
         if values[name] is not None:
             yield name, values[name]
     for name, value in values.items():
-        is_told = name not in (*_ALWAYS_TOLD, *_NOT_TOLD) and name.partition(".")[0] in _SECTIONS
-        if is_told and value is not None and value != KEYS[name].default:
+        is_listed = name not in (*_ALWAYS_LISTED, *_NEVER_LISTED) and name.partition(".")[0] in _SECTIONS
+        if is_listed and value is not None and value != KEYS[name].default:
             yield name, tree_map(_hide_folder, value)
 
 
 def _hide_folder(value: Any) -> Any:
-    """`bert` of `/home/me/bert`: where a file lies here is of no use elsewhere."""
+    """Return `bert` for `/home/me/bert`: local folders do not belong on a public model card."""
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value

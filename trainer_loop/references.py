@@ -1,4 +1,4 @@
-"""What a task wants to know of its rows from the model as it is before the first update, computed once and kept."""
+"""Computes references: values per row that a task needs from the model before training. They are cached on disk."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ from trainer_loop.parallel.sharding import SHARDED_CLASS, gather_tensor
 from trainer_loop.runtime.host import expand_home
 
 COLUMN = "reference"
-_FORMAT = 1  # of what is kept on disk
-_READ_ROWS = 1000  # at a time
+_FORMAT = 1  # of the cached files
+_READ_ROWS = 1000  # rows read at a time
 
 
 def add_references(
@@ -40,18 +40,21 @@ def add_references(
     cache_dir: str | Path | None,
     say: Callable[[str], None],
 ) -> dict[str, TokenisedSplit]:
-    """The splits with a column `reference`, what `task.refer` returns for each row.
+    """Return the splits with a column `reference`, which holds the result of `task.refer` for each row.
 
-    Values are kept under a key of all that they depend on, so that a resumed run reads the same numbers. All processes
-    call it, with the model as it is before the first update. Raises UserError where the cache cannot be written.
+    The key of the cache covers all inputs of the values, so a resumed run reads the same numbers. All processes must
+    call this before the first update.
+
+    Raises:
+        UserError: if the cache cannot be written.
     """
     model = _digest_model(evaluator.model)
     cache = expand_home(
         cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop", place="data.cache_dir"
     )
-    found = {}
+    extended = {}
     for name, split in splits.items():
-        parts = {
+        key = {
             "format": _FORMAT,
             "libraries": [torch.__version__, transformers.__version__],
             "model": model,
@@ -59,19 +62,19 @@ def add_references(
             "precision": str(evaluator.accelerator.mixed_precision),
             "task": [full_name(type(evaluator.task)), read_code(evaluator.task), evaluator.task.settings()],
         }
-        folder = cache / f"reference-{digest(json.dumps(parts, sort_keys=True).encode())}"
-        kept = load_rows(folder)
-        (missing,) = sum_on_hosts(evaluator.accelerator, [kept is None])
-        if missing or kept is None:
+        folder = cache / f"reference-{digest(json.dumps(key, sort_keys=True).encode())}"
+        cached = load_rows(folder)
+        (missing,) = sum_on_hosts(evaluator.accelerator, [cached is None])
+        if missing or cached is None:
             say(f"{name}: computing what the model before the first update answers to {plural(len(split.rows), 'row')}")
             values = evaluator.refer(make_loader(split))
             try:
-                kept = load_or_make(folder, partial(_write, values))
+                cached = load_or_make(folder, partial(_write, values))
             except OSError as error:
                 message = f"data.cache_dir={cache} cannot be used: {in_one_line(error)}; name another"
                 raise UserError(message) from error
-        found[name] = replace(split, rows=datasets.concatenate_datasets([split.rows, kept], axis=1))
-    return found
+        extended[name] = replace(split, rows=datasets.concatenate_datasets([split.rows, cached], axis=1))
+    return extended
 
 
 def _write(values: np.ndarray, path: str) -> None:
@@ -91,7 +94,7 @@ def _digest_rows(rows: datasets.Dataset) -> str:
 
 
 def _digest_model(model: nn.Module) -> str:
-    """A hash of the weights, and of the configs that say how they are used."""
+    """Hash the weights of a model, its modules and its configs."""
     hasher = hashlib.blake2b(digest_size=16)
     configs = [getattr(model, "config", None), *getattr(model, "peft_config", {}).values()]
     for config in configs:

@@ -140,15 +140,15 @@ def test_loading_reads_parts_of_the_files_and_exchanges_nothing(
 
 def make_all() -> None:
     """Make the model of each case on this process, which is one of two, in the current directory."""
-    root, bring, peak = Path.cwd(), MemoryOnDemand._bring, 0
+    root, bring, peak = Path.cwd(), MemoryOnDemand._load_arguments, 0
 
     def watched(memory: MemoryOnDemand, *args: Any) -> None:
         nonlocal peak
         bring(memory, *args)
         kept = [weight.part for weight in memory._weights.values() if weight.part is not None]
-        peak = max(peak, sum(part.nbytes for part in kept) + sum(weight.whole.nbytes for weight in memory._here))
+        peak = max(peak, sum(part.nbytes for part in kept) + sum(weight.whole.nbytes for weight in memory._in_memory))
 
-    MemoryOnDemand._bring = watched  # type: ignore[method-assign]
+    MemoryOnDemand._load_arguments = watched  # type: ignore[method-assign]
     for case in CASES:
         peak = 0
         loop = build(configure(root, case, "parallel.shard=full"))

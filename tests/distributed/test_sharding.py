@@ -10,7 +10,7 @@ import tiny
 import torch
 from scenarios import Outcome, Scenario, run_alone, run_in_group
 
-from trainer_loop.memory_report import find_held_tensors
+from trainer_loop.memory_report import collect_tensors
 from trainer_loop.parallel.memory_plan import plan_full, plan_zero2
 from trainer_loop.runtime.outline import measure_update, outline_model
 
@@ -142,7 +142,7 @@ def test_the_memory_plan_is_what_process_0_holds(how: str, on_two: dict[str, Out
     outline.optimizer = torch.optim.AdamW(outline.model.parameters())
     measure_update(outline)
     options = {"num_parts": 2, "accumulates": True, "reduce_dtype": torch.float32}
-    held = find_held_tensors(outline)
+    held = collect_tensors(outline)
     plan = plan_zero2(held, **options) if how == "zero2" else plan_full(held, **options, cast_to=None)
     assert [plan.weights, plan.gradients, plan.optimizer] == on_two[shard(BASE, how).name].memory
 

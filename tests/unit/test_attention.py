@@ -154,7 +154,7 @@ def test_dropout_drops_probabilities_and_scales_the_rest(dtype: torch.dtype, mon
         part, left[0] = left[0][:count].clone(), left[0][count:]
         return part
 
-    monkeypatch.setattr(cpu_kernels, "_draw", draw)
+    monkeypatch.setattr(cpu_kernels, "_draw_ints", draw)
     inputs, grad = make_inputs(dtype)
     if dtype == torch.bfloat16:
         inputs.append(torch.randn(LENGTH, LENGTH, HEADS).requires_grad_())
@@ -293,7 +293,7 @@ def test_masks_that_are_not_read_hide_the_same(monkeypatch: pytest.MonkeyPatch):
         batch = dict(tiny.make_tokenizer().pad(rows, return_tensors="pt"))
         expected = model(**batch).logits
         use_attention(model)
-        monkeypatch.setattr(attention, "_READ_WITHOUT_WAITING", ())
+        monkeypatch.setattr(attention, "_HOST_DEVICES", ())
         hidden = batch["attention_mask"] == 0 if name == "causal_lm" else torch.zeros(len(rows), dtype=torch.bool)
         for surroundings in (contextlib.nullcontext(), attention.padded_on_the_right()):
             with surroundings:

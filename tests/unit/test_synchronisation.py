@@ -110,7 +110,7 @@ def test_only_logging_waits_for_the_device(ema: bool, tmp_path: Path, waits: Wai
 def test_models_of_transformers_do_not_wait_either(
     name: str, tmp_path: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(attention, "_READ_WITHOUT_WAITING", ())  # as on a GPU
+    monkeypatch.setattr(attention, "_HOST_DEVICES", ())  # as on a GPU
     model, task = tiny.make_model(name), tiny.make_task(name)
     count_targets = task.count
 

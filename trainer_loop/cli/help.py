@@ -10,9 +10,9 @@ from trainer_loop.errors import UserError
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.migrate.translations import describe_unknown
 from trainer_loop.optim.by_name import FromPackage
-from trainer_loop.optim.optimizers import GIVEN as GIVEN_TO_OPTIMIZERS
 from trainer_loop.optim.optimizers import OPTIMIZERS
-from trainer_loop.optim.schedules import GIVEN as GIVEN_TO_SCHEDULES
+from trainer_loop.optim.optimizers import PLAN_ARGUMENTS as GIVEN_TO_OPTIMIZERS
+from trainer_loop.optim.schedules import PLAN_ARGUMENTS as GIVEN_TO_SCHEDULES
 from trainer_loop.optim.schedules import SCHEDULES
 from trainer_loop.tasks.describe import describe_task
 from trainer_loop.tasks.find import find_task, list_tasks, load_task

@@ -75,7 +75,7 @@ def _push(request: Request) -> None:
     refuse(problems)
     for note in notes:
         print(f"warning: {note}")
-    extra_files, notes = _gather_beside(run_dir)
+    extra_files, notes = _gather_extra_files(run_dir)
     files = gather_run(model, None if run_dir is None else run_dir.config, extra_files)
     if left_out := select_files(model)[1]:
         print(f"left out: {', '.join(left_out)}")
@@ -108,15 +108,15 @@ def _find_model(name: str) -> tuple[Path, RunDir | None]:
     return model, run_dir if is_of_run else None
 
 
-def _gather_beside(run_dir: RunDir | None) -> "tuple[Files, list[str]]":
+def _gather_extra_files(run_dir: RunDir | None) -> "tuple[Files, list[str]]":
     """Return the report and the ONNX model of a run, if it has them, and notes on what is left out."""
     if run_dir is None or not (run_dir.report.is_file() or run_dir.onnx.is_dir()):
         return {}, []
     with importing_torch():  # takes seconds
-        from trainer_loop.publishing import gather_beside
+        from trainer_loop.publishing import gather_extra_files
 
     quieten_loggers()
-    return gather_beside(run_dir, with_report=run_dir.report.is_file())
+    return gather_extra_files(run_dir, with_report=run_dir.report.is_file())
 
 
 def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:

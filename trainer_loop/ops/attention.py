@@ -1,8 +1,7 @@
 """Attention with the interface of transformers' models, used if `model.attention` is auto.
 
-It differs from transformers' `sdpa` in two points. On a CPU, the functions of cpu_kernels.py compute what they do
-faster. On a GPU, no mask is copied to the host to check whether it hides anything, because this would wait for the
-device.
+It differs from transformers' `sdpa` in two points. On a CPU, cpu_kernels.py computes the cases in which it is faster.
+On a GPU, no mask is copied to the host to check whether it hides anything, because this would wait for the device.
 """
 
 import contextlib
@@ -18,12 +17,12 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from trainer_loop.ops.cpu_kernels import CpuAttention, fits_on_cpu, is_faster_on_cpu
 
-ATTENTION = "trainer_loop"  # its name among transformers' attention implementations
+ATTENTION = "trainer_loop"  # name of this attention implementation in transformers
 
 # Names of attention dropout in transformers' configs.
 _DROPOUT_FIELDS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
-_READ_WITHOUT_WAITING = ("cpu",)  # devices where a mask can be read without waiting, to see whether there is padding
-_NOT_FOR_US = ("softcap", "cache", "s_aux")  # arguments that only transformers' function handles
+_HOST_DEVICES = ("cpu",)  # devices where a mask can be read without waiting, to see whether there is padding
+_UNSUPPORTED = ("softcap", "cache", "s_aux")  # arguments that only transformers' function handles
 
 _padded_on_the_right: ContextVar[bool] = ContextVar("padded_on_the_right", default=False)
 
@@ -37,7 +36,7 @@ def use_attention(model: PreTrainedModel) -> None:
 
 
 def can_exchange_attention(model: PreTrainedModel) -> bool:
-    """Whether the attention of a model can be replaced: it is torch's, or that of this module already."""
+    """Whether the attention of a model can be replaced: it is torch's, or it is already the one of this module."""
     return model.config._attn_implementation in ("sdpa", ATTENTION) and model._can_set_attn_implementation()
 
 
@@ -53,7 +52,7 @@ def attend(
     position_bias: Tensor | None = None,
     **others: Any,  # transformers passes all keyword arguments of its models
 ) -> tuple[Tensor, None]:
-    """Attention of queries over keys and values.
+    """Compute the attention of queries over keys and values.
 
     Args:
         query: `[B, H, T, D]`. `key` and `value` are `[B, K, S, D]`; K divides H.
@@ -66,7 +65,7 @@ def attend(
         The attention `[B, T, H, D]`, and None in the place of attention weights.
     """
     query, key, value = cast_as_autocast(query, key, value)
-    is_plain = not any(others.get(name) is not None for name in _NOT_FOR_US)
+    is_plain = not any(others.get(name) is not None for name in _UNSUPPORTED)
     causal = attention_mask is None and takes_causal(module, is_causal)
     if not is_plain or not is_faster_on_cpu(
         query, key, value, attention_mask, position_bias, causal=causal, dropout=dropout
@@ -98,7 +97,7 @@ def cast_as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def padded_on_the_right() -> Iterator[None]:
-    """Until the block ends, masks given to models hide only padding behind the end of a row."""
+    """Declare that masks passed to models inside the block hide only padding at the end of a row."""
     token = _padded_on_the_right.set(True)
     try:
         yield
@@ -114,33 +113,33 @@ def make_mask(
     allow_is_bidirectional_skip: bool = False,
     **others: Any,  # transformers passes the arguments of all its mask functions
 ) -> Tensor | None:
-    """The mask `[B, 1, T, T]` of a batch with the `attention_mask` `[B, T]`; None if no mask is needed.
+    """Return the mask `[B, 1, T, T]` of a batch with the `attention_mask` `[B, T]`; None if no mask is needed.
 
     A causal query never attends to padding behind its row. For other masks, only a CPU checks whether there is padding.
     """
     is_causal = mask_function is causal_mask_function and allow_is_causal_skip
-    whole = others.get("local_size") is None and others["q_length"] == others["kv_length"]
-    if is_causal and whole and _padded_on_the_right.get():
+    has_all_keys = others.get("local_size") is None and others["q_length"] == others["kv_length"]
+    if is_causal and has_all_keys and _padded_on_the_right.get():
         return None
-    may_look = attention_mask is None or attention_mask.device.type in _READ_WITHOUT_WAITING
+    can_read_mask = attention_mask is None or attention_mask.device.type in _HOST_DEVICES
     mask: Tensor | None = sdpa_mask(
         attention_mask=attention_mask,
         mask_function=mask_function,
-        allow_is_causal_skip=allow_is_causal_skip and may_look,
-        allow_is_bidirectional_skip=allow_is_bidirectional_skip and may_look,
+        allow_is_causal_skip=allow_is_causal_skip and can_read_mask,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip and can_read_mask,
         **others,
     )
     if mask is None or mask_function is not bidirectional_mask_function:
         return mask
-    return mask[:, :, :1].expand_as(mask)  # stride 0 says that all queries attend to the same keys
+    return mask[:, :, :1].expand_as(mask)  # stride 0 marks a mask that is the same for all queries
 
 
 def describe_attention_dropout(model: PreTrainedModel, *, max_length: int) -> str | None:
-    """The cost of dropout inside attention on a CPU, and the key that changes it; None if there is no dropout."""
+    """Describe the cost of dropout inside attention on a CPU, and the key that changes it; None without dropout."""
     field = next((name for name in _DROPOUT_FIELDS if getattr(model.config, name, 0)), None)
     if field is None:
         return None
     heads = getattr(model.config, "num_attention_heads", 1)
-    ours = model.config._attn_implementation == ATTENTION and fits_on_cpu(heads, max_length**2, bytes_each=2)
-    cost = "up to a fifth of the speed" if ours else "about half of the speed: torch has no fast attention with it"
+    is_ours = model.config._attn_implementation == ATTENTION and fits_on_cpu(heads, max_length**2, bytes_each=2)
+    cost = "up to a fifth of the speed" if is_ours else "about half of the speed: torch has no fast attention with it"
     return f"attention dropout {getattr(model.config, field):g} costs {cost}; model.overrides.{field}=0.0 leaves it out"

@@ -1,7 +1,7 @@
-"""The output head of a language model, applied to a few tokens at a time: logits `[B, T, V]` are never held at once.
+"""Applies the output head of a language model to a few tokens at a time, so logits `[B, T, V]` are never held at once.
 
-The whole model runs, through every wrapper around it, but its head returns the hidden states that it receives. The
-logits are computed from these, chunk by chunk.
+The whole model runs, with all wrappers, but its head returns its input, the hidden states. The logits are computed from
+these, chunk by chunk.
 """
 
 import contextlib
@@ -29,19 +29,20 @@ _MOST_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 
 
 class OutputHead:
-    """A linear layer at the end of its model: `logits = hidden states @ weight.T + bias`.
+    """The last linear layer of a model: `logits = hidden states @ weight.T + bias`.
 
-    dtype: type of the matrix product; None for the type of the weight.
+    Args:
+        dtype: type of the matrix product; None for the type of the weight.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None):
         self.linear = linear
         self.dtype = dtype
-        self._of_logits_alone: dict[LossFunction, bool] = {}
+        self._without_parameters: dict[LossFunction, bool] = {}  # see `_depends_on_logits_alone`
 
     @contextlib.contextmanager
-    def handing_on(self) -> Iterator[None]:
-        """Until the block ends, the model returns hidden states `[B, T, D]` instead of logits."""
+    def returning_hidden_states(self) -> Iterator[None]:
+        """Make the model return hidden states `[B, T, D]` instead of logits inside the block."""
         self.linear.forward = lambda input: input  # type: ignore[method-assign]
         try:
             yield
@@ -49,19 +50,22 @@ class OutputHead:
             del self.linear.forward
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the N tokens of hidden states `[N, D]`, and their logits `[chunk, V]` in float32 or wider."""
+        """Yield slices of the N tokens of hidden states `[N, D]`, and their logits `[chunk, V]` in float32 or wider."""
         for rows in _split(hidden, self.linear.out_features):
             yield rows, _compute_logits(hidden[rows], self.linear.weight, self.linear.bias, self.dtype)
 
     def try_loss(self, loss_function: LossFunction) -> None:
-        """Call a loss function on two made-up tokens, unless it was tried before: what it is decides about `loss`."""
+        """Test a loss function on two artificial tokens, once. The result decides how `loss` computes gradients."""
         if torch.is_grad_enabled() and self.dtype != torch.float16:
             self._depends_on_logits_alone(loss_function)
 
     def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
-        """The sum of a loss over N tokens, `[]`, computed chunk by chunk; it can be differentiated.
+        """Compute the sum of a loss over N tokens, `[]`, chunk by chunk. It can be differentiated.
 
-        hidden: hidden states `[N, D]`. targets: `[N]`. loss_function: logits `[n, V]`, targets `[n]` -> a sum.
+        Args:
+            hidden: hidden states `[N, D]`.
+            targets: `[N]`.
+            loss_function: takes logits `[n, V]` and targets `[n]`, and returns a sum.
         """
         weight, bias = self.linear.weight, self.linear.bias
         if torch.is_grad_enabled() and self.dtype != torch.float16 and self._depends_on_logits_alone(loss_function):
@@ -70,69 +74,69 @@ class OutputHead:
 
         # In fp16, small gradients would become zero without the loss scale, which only the backward pass knows. A loss
         # function with trainable weights also needs the usual backward pass.
-        def compute(states: Tensor, wanted: Tensor) -> Tensor:
-            return loss_function(_compute_logits(states, weight, bias, self.dtype), wanted)
+        def compute(states: Tensor, chunk_targets: Tensor) -> Tensor:
+            return loss_function(_compute_logits(states, weight, bias, self.dtype), chunk_targets)
 
         chunks = _split(hidden, self.linear.out_features)
         losses = [checkpoint(compute, hidden[rows], targets[rows], use_reentrant=False) for rows in chunks]
         return torch.stack(losses).sum()
 
     def _depends_on_logits_alone(self, loss_function: LossFunction) -> bool:
-        """Whether the loss function has no trainable weights itself. Found once, with the logits of two tokens."""
-        if loss_function not in self._of_logits_alone:
+        """Whether the loss function has no trainable weights. Tested once per function, on logits of two tokens."""
+        if loss_function not in self._without_parameters:
             weight = self.linear.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
             logits = torch.zeros(2, len(weight), dtype=dtype, device=weight.device, requires_grad=True)
-            with keeping_random_state():  # a resumed run repeats this trial
+            with keeping_random_state():  # a resumed run repeats this test
                 loss = loss_function(logits, torch.arange(2, device=weight.device))
-            self._of_logits_alone[loss_function] = all(leaf is logits for leaf in find_leaves(loss.grad_fn))
-        return self._of_logits_alone[loss_function]
+            self._without_parameters[loss_function] = all(leaf is logits for leaf in find_leaves(loss.grad_fn))
+        return self._without_parameters[loss_function]
 
 
 class NoOutputHead:
-    """Replaces `OutputHead` for a model that processes its logits further; the model returns all logits at once."""
+    """Replaces `OutputHead` if the model changes its logits after the head; the model returns all logits at once."""
 
-    def handing_on(self) -> contextlib.AbstractContextManager[None]:
+    def returning_hidden_states(self) -> contextlib.AbstractContextManager[None]:
         """Does nothing."""
         return contextlib.nullcontext()
 
     def chunks(self, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """All logits `[N, V]` in one chunk."""
+        """Yield all logits `[N, V]` in one chunk."""
         yield slice(None), logits
 
     def try_loss(self, loss_function: LossFunction) -> None:
         """Does nothing."""
 
     def loss(self, logits: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
-        """The loss of all logits `[N, V]` at once."""
+        """Compute the loss of all logits `[N, V]` at once."""
         return loss_function(logits, targets)
 
 
-_FOUND: weakref.WeakKeyDictionary[nn.Module, OutputHead | NoOutputHead] = weakref.WeakKeyDictionary()
+_HEADS: weakref.WeakKeyDictionary[nn.Module, OutputHead | NoOutputHead] = weakref.WeakKeyDictionary()
 
 
 def find_output_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> OutputHead | NoOutputHead:
-    """The head of a model, which may be wrapped for data parallelism. The result is kept for each model.
+    """Return the head of a model, which may be wrapped for data parallelism. The result is cached for each model.
 
     Args:
-        run: calls the given forward pass on a few tokens and returns its logits or what replaces them, `[B, T, ...]`.
+        run: calls a forward pass on a few tokens and returns its logits, or hidden states, `[B, T, ...]`.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
-    if bare not in _FOUND:
-        _FOUND[bare] = _look_for_head(bare, run)
-    return _FOUND[bare]
+    if bare not in _HEADS:
+        _HEADS[bare] = _look_for_head(bare, run)
+    return _HEADS[bare]
 
 
 def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> OutputHead | NoOutputHead:
-    """The head, if the model returns its output unchanged. A trial detects a cap or a scale behind the head."""
+    """Find the head if the model returns its output unchanged. A test run detects a cap or a scale behind the head."""
     find = getattr(model, "get_output_embeddings", None)
     layer = find() if callable(find) else None
     if type(layer) is not nn.Linear or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
         return NoOutputHead()
-    call = model if isinstance(model, FSDPModule) else model.forward  # only its hooks gather the weights
+    call = model if isinstance(model, FSDPModule) else model.forward  # the hooks that gather the weights are needed
     for width in (layer.in_features, layer.out_features):  # hidden states pass through unchanged, and so do logits
-        made_up = _MadeUp(width)
-        layer.forward = made_up  # type: ignore[method-assign]
+        artificial = _ArtificialLayer(width)
+        layer.forward = artificial  # type: ignore[method-assign]
         try:
             with torch.no_grad(), evaluating(model):
                 returned = run(call)
@@ -142,13 +146,13 @@ def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Output
             return NoOutputHead()
         finally:
             del layer.forward
-        if len(made_up.numbers) != 1 or not torch.equal(returned.float(), made_up.numbers[0].float()):
+        if len(artificial.numbers) != 1 or not torch.equal(returned.float(), artificial.numbers[0].float()):
             return NoOutputHead()
-    return OutputHead(layer, made_up.dtype)
+    return OutputHead(layer, artificial.dtype)
 
 
-class _MadeUp:
-    """Replaces a layer: returns large made-up numbers `[..., width]` and records the type that autocast would use."""
+class _ArtificialLayer:
+    """Replaces a layer: returns large artificial values `[..., width]` and records the type that autocast would use."""
 
     def __init__(self, width: int):
         self.width = width
@@ -164,7 +168,7 @@ class _MadeUp:
 
 
 def _split(hidden: Tensor, vocabulary: int) -> list[slice]:
-    """Slices of `[N, D]` whose logits are few enough; one empty chunk if there are no tokens."""
+    """Split `[N, D]` into slices whose logits are few enough; one empty slice if there are no tokens."""
     size = max(1, _MOST_LOGITS.get(hidden.device.type, _MOST_LOGITS["cuda"]) // vocabulary)
     return [slice(start, start + size) for start in range(0, max(len(hidden), 1), size)]
 
@@ -192,19 +196,19 @@ class _LossInChunks(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
-        cast = weight.to(dtype or weight.dtype)  # once, instead of once per chunk
+        cast_weight = weight.to(dtype or weight.dtype)  # once, instead of once per chunk
         losses = []
         for rows in _split(hidden, len(weight)):
-            states = hidden[rows].to(cast.dtype)
-            logits = _compute_logits(states, cast, bias, dtype)
+            states = hidden[rows].to(cast_weight.dtype)
+            logits = _compute_logits(states, cast_weight, bias, dtype)
             loss, grad_logits = _differentiate(loss_function, logits, targets[rows])
             losses.append(loss)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
-            grad_logits = grad_logits.to(cast.dtype)
+            grad_logits = grad_logits.to(cast_weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ cast
-            if grad_weight is not None and cast.dtype == weight.dtype:
+                grad_hidden[rows] = grad_logits @ cast_weight
+            if grad_weight is not None and cast_weight.dtype == weight.dtype:
                 grad_weight.addmm_(grad_logits.T, states)
             elif grad_weight is not None:
                 grad_weight += grad_logits.T @ states
@@ -221,7 +225,7 @@ class _LossInChunks(torch.autograd.Function):
 
 
 def _differentiate(loss_function: LossFunction, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a chunk and its gradient with respect to the logits `[chunk, V]`."""
+    """Compute the loss of a chunk and its gradient with respect to the logits `[chunk, V]`."""
     logits.requires_grad_()
     with torch.enable_grad():
         loss = loss_function(logits, targets)
@@ -231,7 +235,7 @@ def _differentiate(loss_function: LossFunction, logits: Tensor, targets: Tensor)
 
 
 def find_leaves(node: Any) -> Iterator[Tensor]:
-    """The trainable tensors from which a result was computed. node: the `grad_fn` of the result."""
+    """Yield the trainable tensors from which a result was computed. `node` is the `grad_fn` of the result."""
     seen, waiting = set(), [node]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Averages of the weights, which are evaluated and exported in their place."""
+"""Averaged weights, which are evaluated and exported instead of the trained weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ class Ema:
 
     @torch.no_grad()
     def copy_to_model(self, averaged_weights: Mapping[str, WholeTensor] | None = None) -> None:
-        """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
+        """Replace the weights of the model permanently, by `averaged_weights` or by the current average."""
         if averaged_weights is not None:
             self.load_state_dict(averaged_weights)
         for name, weight in self._weights.items():
@@ -57,12 +57,12 @@ class Ema:
             average.copy_(self._weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights by the names of the parameters."""
+        """Return the averaged weights by parameter name."""
         return dict(self._averages)
 
     @torch.no_grad()
     def load_state_dict(self, averaged_weights: Mapping[str, WholeTensor]) -> None:
-        """Load averaged weights; KeyError or ValueError where they belong to another model."""
+        """Load averaged weights. Raises KeyError or ValueError if they belong to another model."""
         for name, average in self._averages.items():
             copy_into(average, averaged_weights[name])
 
@@ -72,21 +72,21 @@ def _widen(tensor: Tensor) -> Tensor:
 
 
 def is_schedule_free(optimizer: Any) -> bool:
-    """Whether an optimizer has two sets of weights, like those of the package schedulefree."""
+    """Whether an optimizer switches between two sets of weights, like those of the package schedulefree."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
 class ScheduleFreeAverages:
-    """The averages that a schedule-free optimizer keeps of the weights itself, with the interface of `Ema`.
+    """The averaged weights of a schedule-free optimizer, with the interface of `Ema`.
 
-    The optimizer's `train` and `eval` switch between the trained and the averaged weights. This object begins with
+    The optimizer's `train` and `eval` switch between the trained and the averaged weights. The constructor calls
     `train`.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any):
         self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._optimizer = optimizer
-        self._for_good = False
+        self._is_permanent = False
         optimizer.train()
 
     def update(self) -> None:
@@ -95,7 +95,7 @@ class ScheduleFreeAverages:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Use the averaged weights as the weights of the model until the block ends."""
-        if self._for_good:
+        if self._is_permanent:
             yield
             return
         # Arithmetic back and forth would change bits, so the trained weights are restored from a copy.
@@ -108,8 +108,8 @@ class ScheduleFreeAverages:
             self._set(trained)
 
     def copy_to_model(self, averaged_weights: Mapping[str, WholeTensor] | None = None) -> None:
-        """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
-        self._for_good = True
+        """Replace the weights of the model permanently, by `averaged_weights` or by the current average."""
+        self._is_permanent = True
         if averaged_weights is None:
             self._optimizer.eval()
         else:
@@ -120,7 +120,7 @@ class ScheduleFreeAverages:
             copy_into(weight, weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the averaged weights by the names of the parameters."""
+        """Return a copy of the averaged weights by parameter name."""
         with self.in_place():
             return {name: weight.detach().clone() for name, weight in self._weights.items()}
 

@@ -1,4 +1,4 @@
-"""Tables of what a config may name, some of which is imported only when it is asked for."""
+"""Finds optimizers and schedules by name. Those of optional packages are imported only when a config names them."""
 
 import importlib
 from collections.abc import Mapping
@@ -11,14 +11,18 @@ from trainer_loop.errors import UserError, in_one_line
 
 @dataclass(frozen=True)
 class FromPackage:
-    """An entry of such a table."""
+    """A table entry that is imported when it is used."""
 
     module: str
     name: str
     package: str  # name for pip
 
     def load(self, place: str) -> Any:
-        """Import it; UserError where the package is not installed or does not work here."""
+        """Import and return the object. Raises UserError if the package is not installed or does not work here.
+
+        Args:
+            place: config key and value for the message.
+        """
         try:
             return getattr(importlib.import_module(self.module), self.name)
         except ModuleNotFoundError as error:
@@ -30,6 +34,10 @@ class FromPackage:
 
 
 def find_by_name(name: str, table: Mapping[str, Any], *, place: str) -> Any:
-    """The entry of a table, or what is at a dotted path. Raises UserError, with the config key, where there is none."""
-    found = choose(name, table, place=place)
-    return found.load(f"{place}: {name}") if isinstance(found, FromPackage) else found
+    """Return the table entry `name`, or the object at the dotted path `name`.
+
+    Raises:
+        UserError: if there is neither; the message names the config key `place`.
+    """
+    entry = choose(name, table, place=place)
+    return entry.load(f"{place}: {name}") if isinstance(entry, FromPackage) else entry

@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters learn, their learning rate and weight decay, and from which step they learn."""
+"""Parameter groups: which parameters are trained, from which step, and with which learning rate and weight decay."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,19 +20,19 @@ class GroupRule:
     match: str  # shell pattern: classifier.*, *.layer.0.*
     lr: float | None = None
     weight_decay: float | None = None  # of all matching parameters, including biases and norms
-    unfreeze_at: int | None = None  # number of updates before the first that changes them
+    unfreeze_at: int | None = None  # number of updates before the first that changes these parameters
 
 
 _NO_RULE = GroupRule("*")
 # Parameters with these names never decay, whatever their shape; the same names as in transformers.Trainer.
-_SPARED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
+_WITHOUT_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that an optimizer treats alike."""
 
-    about: str
+    title: str  # for messages, such as `layer 3, matrices`
     parameters: Mapping[str, nn.Parameter]
     lr: float
     weight_decay: float
@@ -45,7 +45,7 @@ class ParameterGroup:
 
 
 def freeze_parameters(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Parameters whose name matches do not learn."""
+    """Freeze the parameters whose name matches one of the patterns."""
     for pattern in patterns:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if fnmatchcase(name, pattern):
@@ -53,9 +53,9 @@ def freeze_parameters(model: nn.Module, patterns: Iterable[str]) -> None:
 
 
 def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[GroupRule]) -> None:
-    """Raise UserError for patterns that match nothing in the model, or leave nothing to learn.
+    """Raise UserError for patterns that match nothing in the model, or leave nothing to train.
 
-    The keys of its problems are those of the section `optimizer`. model: its weights are not read.
+    The problems name keys of the section `optimizer` without its name. The weights of the model are not read.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     problems = [
@@ -63,15 +63,15 @@ def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[G
         for pattern in frozen
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
-    left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in frozen)]
-    if not left:
+    trainable = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in frozen)]
+    if not trainable:
         problems.append("freeze: it leaves no parameter to train; freeze fewer")
-    open_names = left
+    open_names = trainable
     for index, rule in enumerate(rules):
         place = f"groups[{index}]: {rule.match}"
         if not any(fnmatchcase(name, rule.match) for name in names):
             problems.append(f"{place} matches no parameter; {_examples(names)}")
-        elif left and not any(fnmatchcase(name, rule.match) for name in open_names):
+        elif trainable and not any(fnmatchcase(name, rule.match) for name in open_names):
             problems.append(f"{place} matches only what is frozen or matches an earlier group; remove it")
         open_names = [name for name in open_names if not fnmatchcase(name, rule.match)]
     refuse(problems)
@@ -114,43 +114,43 @@ def make_groups(
         index = next((index for index, does_match in enumerate(matches, start=1) if does_match), 0)
         rule = all_rules[index]
         follows_layers = by_layer and None in (rule.lr, rule.unfreeze_at)
-        is_spared = rule.weight_decay is None and (parameter.ndim < 2 or _SPARED.search(name.lower()) is not None)
-        is_apart = hidden_matrices_apart and id(parameter) in linear and 0 < depths[name] < top
-        key = (index, top - depths[name] if follows_layers else 0, is_spared, is_apart)
+        no_decay = rule.weight_decay is None and (parameter.ndim < 2 or _WITHOUT_DECAY.search(name.lower()) is not None)
+        is_hidden = hidden_matrices_apart and id(parameter) in linear and 0 < depths[name] < top
+        key = (index, top - depths[name] if follows_layers else 0, no_decay, is_hidden)
         gathered.setdefault(key, {})[name] = parameter
     groups = []
-    for (index, below_head, is_spared, is_apart), parameters in sorted(gathered.items(), key=lambda item: item[0]):
+    for (index, below_head, no_decay, is_hidden), parameters in sorted(gathered.items(), key=lambda item: item[0]):
         rule = all_rules[index]
-        own_decay = 0.0 if is_spared else weight_decay
+        own_decay = 0.0 if no_decay else weight_decay
         groups.append(
             ParameterGroup(
-                about=_describe(rule, depth=top - below_head if by_layer else None, top=top, is_spared=is_spared)
-                + (" of hidden layers" if is_apart else ""),
+                title=_describe(rule, depth=top - below_head if by_layer else None, top=top, no_decay=no_decay)
+                + (" of hidden layers" if is_hidden else ""),
                 parameters=parameters,
                 lr=lr * layer_decay**below_head if rule.lr is None else rule.lr,
                 weight_decay=own_decay if rule.weight_decay is None else rule.weight_decay,
                 unfreeze_at=below_head * unfreeze_every if rule.unfreeze_at is None else rule.unfreeze_at,
-                is_hidden_matrix=is_apart,
+                is_hidden_matrix=is_hidden,
             )
         )
     return groups
 
 
 def describe_groups(groups: Sequence[ParameterGroup], frozen: Mapping[str, nn.Parameter]) -> list[str]:
-    """The groups as lines of a table; frozen parameters are the last row."""
+    """Return the groups as lines of a table; frozen parameters are the last row."""
     rows = [("parameters", "number", "learning rate", "weight decay", "first update", "for example")]
     for group in groups:
         values = (f"{group.lr:.3g}", f"{group.weight_decay:g}", f"{group.unfreeze_at + 1:,}")
-        rows.append((group.about, f"{_count(group.parameters):,}", *values, next(iter(group.parameters))))
+        rows.append((group.title, f"{_count(group.parameters):,}", *values, next(iter(group.parameters))))
     if frozen:
         rows.append(("frozen", f"{_count(frozen):,}", "-", "-", "never", next(iter(frozen))))
     return align(rows, left=(0, 5))
 
 
-def _describe(rule: GroupRule, *, depth: int | None, top: int, is_spared: bool) -> str:
+def _describe(rule: GroupRule, *, depth: int | None, top: int, no_decay: bool) -> str:
     origins = {None: "", 0: "embeddings", top: "head"}
     place = origins.get(depth, f"layer {depth}") if None in (rule.lr, rule.unfreeze_at) else ""
-    kind = "biases and norms" if is_spared else "matrices" if rule.weight_decay is None else ""
+    kind = "biases and norms" if no_decay else "matrices" if rule.weight_decay is None else ""
     return ", ".join(part for part in ("" if rule is _NO_RULE else rule.match, place, kind) if part)
 
 

@@ -1,4 +1,4 @@
-"""Several optimizers that behave as one, for schedules, checkpoints and data parallelism."""
+"""Joins several optimizers to one, for schedules, checkpoints and data parallelism."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 
 class JoinedOptimizer(Optimizer):
-    """An optimizer whose `step` makes a step of each part; the parts share its groups and state.
+    """An optimizer whose `step` runs a step of each part; the parts share its groups and state.
 
     Args:
         parts: torch optimizers over disjoint parameters. A custom training step may call their `step` one by one.
@@ -22,7 +22,7 @@ class JoinedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make a step of each part in turn; `closure` is not supported."""
+        """Run a step of each part in turn; `closure` is not supported."""
         assert closure is None
         for part in self.parts:
             part.step()

@@ -1,4 +1,4 @@
-"""The position of a parameter in a model: before the layers, in one of them, or behind them."""
+"""Finds the position of a parameter in a model: before the layers, in one of them, or behind them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ LINEAR_LAYERS = (nn.Linear, Conv1D)  # layers that multiply by a matrix; Conv1D 
 
 
 def find_depths(model: nn.Module, calls: Sequence[str] = ()) -> tuple[dict[str, int], int]:
-    """The depth of every parameter by its name, and the greatest depth.
+    """Return the depth of every parameter by its name, and the greatest depth.
 
     Depth 0 is before the first layer (embeddings), depths 1 to L are the layers, and L + 1 is behind the last layer
     (head). Layers are the entries of the outermost `nn.ModuleList`s. A model without one uses the entries of its
@@ -28,37 +28,37 @@ def find_depths(model: nn.Module, calls: Sequence[str] = ()) -> tuple[dict[str, 
     depth_of = _number_layers(model, first_call)
     top = max(depth_of.values(), default=0) + 1
     depths: dict[str, int] = {}
-    passed = 0  # the deepest layer so far
+    deepest = 0  # the deepest layer so far
     for name, _ in model.named_parameters():
         above = modules_above(name)
         own = next((depth_of[module] for module in above if module in depth_of), None)
         call = next((first_call[module] for module in above if module in first_call), None)
         if own is None and call is not None:
-            passed = max((depth for layer, depth in depth_of.items() if first_call[layer] < call), default=0)
-        passed = passed if own is None else max(passed, own)
-        depths[name] = own if own is not None else top if passed == top - 1 else passed
+            deepest = max((depth for layer, depth in depth_of.items() if first_call[layer] < call), default=0)
+        deepest = deepest if own is None else max(deepest, own)
+        depths[name] = own if own is not None else top if deepest == top - 1 else deepest
     return depths, top
 
 
 def modules_above(name: str) -> list[str]:
-    """Names of the modules that contain a parameter or module, innermost first; the last is the model itself."""
+    """Return the names of the modules that contain a parameter or module, innermost first; the last is the model."""
     parts = name.split(".")[:-1]
     return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
 
 
 def _number_layers(model: nn.Module, first_call: Mapping[str, int]) -> dict[str, int]:
-    """The depth of every layer by its name, from 1. If `first_call` is not empty, only layers that are called count."""
+    """Return the depth of every layer by its name, from 1. With `first_call`, only layers that are called count."""
     if not first_call:
         lists = _list_layers(model, nn.ModuleList) or _list_layers(model, nn.Sequential)
         layers = [layer for entries in lists for layer in entries]
         return {layer: depth for depth, layer in enumerate(layers, start=1)}
     steps: list[tuple[str, ...]] = []
-    waiting = [[layer for layer in entries if layer in first_call] for entries in _list_called_layers(model)]
-    while waiting:
-        first, *waiting = waiting
-        parallel = [other for other in waiting if _interleave(first, other, first_call)]
+    remaining = [[layer for layer in entries if layer in first_call] for entries in _list_called_layers(model)]
+    while remaining:
+        first, *remaining = remaining
+        parallel = [other for other in remaining if _interleave(first, other, first_call)]
         steps += zip(first, *parallel, strict=True)
-        waiting = [other for other in waiting if other not in parallel]
+        remaining = [other for other in remaining if other not in parallel]
     steps.sort(key=lambda step: first_call[step[0]])
     return {layer: depth for depth, step in enumerate(steps, start=1) for layer in step}
 
@@ -79,15 +79,15 @@ def _list_called_layers(model: nn.Module) -> list[list[str]]:
 
 
 def _list_layers(model: nn.Module, kind: type[nn.Module]) -> list[list[str]]:
-    """The entries with parameters of each outermost container of this kind."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
-    inside = {inner for name, module in found for inner, _ in module.named_modules(prefix=name) if inner != name}
+    """Return the names of the entries with parameters of each outermost container of class `kind`."""
+    containers = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
+    inside = {inner for name, module in containers for inner, _ in module.named_modules(prefix=name) if inner != name}
     return [
         [
             f"{name}.{part}".removeprefix(".")
             for part, entry in module.named_children()
             if next(entry.parameters(), None) is not None
         ]
-        for name, module in found
+        for name, module in containers
         if name not in inside
     ]

@@ -28,13 +28,13 @@ class MuonWithAdamW(JoinedOptimizer):
         fused: bool | None = None,
     ):
         groups = list(params)
-        of_muon = [group for group in groups if group.get("is_hidden_matrix")]
-        of_adamw = [group for group in groups if not group.get("is_hidden_matrix")]
-        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        steps: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        muon_groups = [group for group in groups if group.get("is_hidden_matrix")]
+        adamw_groups = [group for group in groups if not group.get("is_hidden_matrix")]
+        shared_args: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        muon_args: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
         parts: list[Optimizer] = []
-        if of_muon:
-            parts.append(Muon(of_muon, **shared, **steps, adjust_lr_fn="match_rms_adamw"))
-        if of_adamw:
-            parts.append(AdamW(of_adamw, **shared, betas=(betas[0], betas[1]), eps=eps, fused=fused))
+        if muon_groups:
+            parts.append(Muon(muon_groups, **shared_args, **muon_args, adjust_lr_fn="match_rms_adamw"))
+        if adamw_groups:
+            parts.append(AdamW(adamw_groups, **shared_args, betas=(betas[0], betas[1]), eps=eps, fused=fused))
         super().__init__(parts)

@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, OptimizerFactory | FromPackage] = {
     "schedule_free_adamw": FromPackage("schedulefree", "AdamWScheduleFree", "schedulefree"),
     "adamw_8bit": FromPackage("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
 }
-GIVEN = ("params", "lr", "weight_decay")  # arguments that a plan passes
+PLAN_ARGUMENTS = ("params", "lr", "weight_decay")  # arguments that the plan sets
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class OptimizerPlan:
 
     @property
     def unfreezes(self) -> bool:
-        """Whether some parameters begin to learn later than others."""
+        """Whether training of some parameters starts later than that of others."""
         return self.unfreeze_every is not None or any(group.get("unfreeze_at") for group in self.groups)
 
     def check(self) -> "OptimizerPlan":
-        """Return the plan. Raises UserError with all that is wrong with the section."""
+        """Return the plan. Raises UserError with all problems of the section."""
         factory = find_optimizer(self.name)
-        problems = check_arguments(factory, self.args, place="args", given=GIVEN)
+        problems = check_arguments(factory, self.args, place="args", given=PLAN_ARGUMENTS)
         if self.weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
             problems.append(f"weight_decay: {self.name} takes no weight_decay; set optimizer.weight_decay=0")
         if not problems and self.unfreezes and self.keeps_averaged_weights:
@@ -76,9 +76,14 @@ class OptimizerPlan:
         return self
 
     def group(self, model: nn.Module, *, num_steps: int, calls: Sequence[str] = ()) -> list[ParameterGroup]:
-        """Freeze what `freeze` names and group the rest. num_steps: of the run. calls: see `find_depths`.
+        """Freeze the parameters that match `freeze`, and put all others into groups.
 
-        Raises UserError where a pattern means nothing in this model, or something would never learn.
+        Args:
+            num_steps: number of steps of the run.
+            calls: see `find_depths`.
+
+        Raises:
+            UserError: if a pattern matches nothing in this model, or a group would never be trained.
         """
         rules = [
             GroupRule(
@@ -91,7 +96,7 @@ class OptimizerPlan:
         ]
         check_patterns(model, frozen=self.freeze, rules=rules)
         freeze_parameters(model, self.freeze)
-        made = make_groups(
+        groups = make_groups(
             model,
             lr=self.lr,
             weight_decay=self.weight_decay,
@@ -101,29 +106,30 @@ class OptimizerPlan:
             hidden_matrices_apart=self.takes_hidden_matrices_apart,
             calls=calls,
         )
-        _refuse_idle(made, num_steps)
-        return made
+        _refuse_untrained_groups(groups, num_steps)
+        return groups
 
     def make(self, groups: Sequence[ParameterGroup]) -> Optimizer:
-        """Make the optimizer over the groups; it is fused where torch supports this for the devices of the weights.
+        """Create the optimizer; it is fused if torch supports this for the devices of the weights.
 
-        Raises UserError where the optimizer rejects its arguments.
+        Raises:
+            UserError: if the optimizer rejects its arguments.
         """
-        given = [group.for_optimizer() for group in groups]
+        group_dicts = [group.for_optimizer() for group in groups]
         if self.takes_hidden_matrices_apart:
-            for group, options in zip(groups, given, strict=True):
+            for group, options in zip(groups, group_dicts, strict=True):
                 options["is_hidden_matrix"] = group.is_hidden_matrix
         arguments = {"lr": self.lr, **self.args}
         if "fused" not in self.args and self._can_fuse(groups):
             arguments["fused"] = True
         try:
-            made = find_optimizer(self.name)(given, **arguments)
+            optimizer = find_optimizer(self.name)(group_dicts, **arguments)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # some packages check input with assert
             raise UserError(
                 f"optimizer {self.name}: {error}; see optimizer.lr, optimizer.weight_decay and optimizer.args"
             ) from error
-        made.defaults.setdefault("lr", self.lr)
-        return made
+        optimizer.defaults.setdefault("lr", self.lr)
+        return optimizer
 
     def _can_fuse(self, groups: Sequence[ParameterGroup]) -> bool:
         parameters = [parameter for group in groups for parameter in group.parameters.values()]
@@ -137,14 +143,14 @@ class OptimizerPlan:
 
 
 def find_optimizer(name: str) -> OptimizerFactory:
-    """The optimizer of a name or dotted path; raises UserError where there is none."""
+    """Return the optimizer of a name or dotted path. Raises UserError if there is none."""
     factory: OptimizerFactory = find_by_name(name, OPTIMIZERS, place="name")
     return factory
 
 
-def _refuse_idle(groups: Sequence[ParameterGroup], num_steps: int) -> None:
-    """Raise UserError where nothing learns from the first step on, or something would never learn."""
-    never = [group.about for group in groups if group.unfreeze_at >= num_steps]
+def _refuse_untrained_groups(groups: Sequence[ParameterGroup], num_steps: int) -> None:
+    """Raise UserError if a group would never be trained, or if no group is trained from the first step on."""
+    never = [group.title for group in groups if group.unfreeze_at >= num_steps]
     if never:
         raise UserError(
             f"unfreeze_every and optimizer.groups: {', '.join(never)} would not learn in any of the {num_steps:,} "

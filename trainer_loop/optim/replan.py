@@ -1,4 +1,4 @@
-"""A resumed run with another learning rate, weight decay or schedule."""
+"""Changes the learning rate, weight decay or schedule of a resumed run."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 Group = Mapping[str, Any]
 
-# Values of a group that a config plans. The other values may be the progress of the optimizer; some keep it in groups.
+# Values of a group that follow from the config. Other values may be state: some optimizers keep it in groups.
 _PLANNED = ("weight_decay", "initial_lr", "max_lr", "min_lr")
 
 
 def read_groups(optimizer: Optimizer) -> list[Group]:
-    """The hyper-parameters of every group, without its parameters."""
+    """Return the hyper-parameters of every group, without its parameters."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
@@ -26,7 +26,8 @@ def replan(
     learning rate of each group is scaled by the change of its peak.
 
     Args:
-        optimizer, scheduler: as they were restored; they are changed.
+        optimizer: the restored optimizer; it is changed.
+        scheduler: the restored schedule; it is changed.
         groups: the planned hyper-parameters, one mapping for each group of the optimizer.
         args: names of further hyper-parameters that changed.
     """

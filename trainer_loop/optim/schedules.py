@@ -1,4 +1,4 @@
-"""Learning rate schedules: the names of transformers' get_scheduler, one_cycle, or a dotted path."""
+"""Learning rate schedules: those of transformers' get_scheduler, one_cycle, or any at a dotted path."""
 
 import functools
 import inspect
@@ -19,21 +19,21 @@ from trainer_loop.runtime.shares import take_share
 _NEED_METRICS = ("reduce_lr_on_plateau", "greedy")
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
-_MOST_STEPS_TO_TRY = 100_000  # takes one second
+_MOST_STEPS_TO_TRY = 100_000  # these take one second
 
 
 def _make_constant(optimizer: Optimizer) -> LRScheduler:
-    """The peak in all steps."""
+    """Constant at the peak."""
     return LambdaLR(optimizer, functools.partial(_compute_constant, warmup=0))
 
 
 def _make_constant_with_warmup(optimizer: Optimizer, num_warmup_steps: int) -> LRScheduler:
-    """The peak in all steps after the warm-up."""
+    """Constant at the peak after the warm-up."""
     return LambdaLR(optimizer, functools.partial(_compute_constant, warmup=num_warmup_steps))
 
 
 def _make_linear(optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int) -> LRScheduler:
-    """From the peak down to 0 in a line."""
+    """Linear from the peak to 0 after the warm-up."""
     factor = functools.partial(_compute_linear, warmup=num_warmup_steps, num_steps=num_training_steps)
     return LambdaLR(optimizer, factor)
 
@@ -41,7 +41,7 @@ def _make_linear(optimizer: Optimizer, num_warmup_steps: int, num_training_steps
 def _make_cosine(
     optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, num_cycles: float = 0.5
 ) -> LRScheduler:
-    """From the peak down to 0 in half a wave of a cosine, or in `num_cycles` whole waves."""
+    """Cosine from the peak to 0 after the warm-up, in `num_cycles` periods."""
     steps = {"warmup": num_warmup_steps, "num_steps": num_training_steps}
     return LambdaLR(optimizer, functools.partial(_compute_cosine, **steps, num_cycles=num_cycles))
 
@@ -95,7 +95,7 @@ def _make_one_cycle(
 
 
 def _of_transformers(name: str) -> FromPackage:
-    """With peft and bitsandbytes installed, transformers.optimization imports these, which takes two seconds."""
+    # The import is delayed, because transformers.optimization imports peft and bitsandbytes, which takes two seconds.
     return FromPackage("transformers.optimization", name, "transformers")
 
 
@@ -114,7 +114,7 @@ SCHEDULES: dict[str, Callable[..., LRScheduler] | FromPackage] = {
     "warmup_stable_decay": _of_transformers("get_wsd_schedule"),
     "greedy": _of_transformers("get_greedy_schedule"),
 }
-GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that a plan passes
+PLAN_ARGUMENTS = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that the plan sets
 
 
 @dataclass(frozen=True)
@@ -128,42 +128,46 @@ class SchedulerPlan:
 
     @property
     def factory(self) -> Callable[..., LRScheduler]:
-        found: Callable[..., LRScheduler] = find_by_name(self.name, SCHEDULES, place="name")
-        return found
+        factory: Callable[..., LRScheduler] = find_by_name(self.name, SCHEDULES, place="name")
+        return factory
 
     @property
     def needs_metric(self) -> bool:
         """Whether the schedule follows evaluations instead of steps."""
-        made = self.factory
-        return self.name in _NEED_METRICS or (isinstance(made, type) and _steps_by_metric(made))
+        factory = self.factory
+        return self.name in _NEED_METRICS or (isinstance(factory, type) and _steps_by_metric(factory))
 
     @property
     def followed_metric(self) -> str:
-        """What such a schedule follows; `-metric` where smaller is better."""
+        """The metric that a schedule with `needs_metric` follows; `-metric` if smaller is better."""
         return self.metric or "-loss"
 
     def check(self) -> "SchedulerPlan":
-        """Return the plan. Raises UserError with all that is wrong with the section."""
-        problems = check_arguments(self.factory, self.args, place="args", given=GIVEN)
+        """Return the plan. Raises UserError with all problems of the section."""
+        problems = check_arguments(self.factory, self.args, place="args", given=PLAN_ARGUMENTS)
         if self.metric is not None and not self.needs_metric:
             problems.append(f"metric: {self.metric}: {self.name} follows none; remove it")
         refuse(problems)
         return self
 
     def describe_warmup(self, num_steps: int) -> str:
-        """The effect of `warmup` as text; some schedules have no warm-up."""
+        """Describe the effect of `warmup`; some schedules have no warm-up."""
         if "num_warmup_steps" not in inspect.signature(self.factory).parameters:
             return "no warm-up"
         return f"{count_steps(self.warmup, num_steps):,} warm-up steps"
 
     def make(self, optimizer: Optimizer, *, num_steps: int) -> LRScheduler:
-        """Make the schedule over `num_steps` updates. It is stepped once per update on any number of processes.
+        """Create the schedule over `num_steps` updates. It is stepped once per update on any number of processes.
 
-        optimizer: torch's own, not accelerate's wrapper. Raises UserError where the schedule rejects its arguments.
+        Args:
+            optimizer: the torch optimizer, not accelerate's wrapper.
+
+        Raises:
+            UserError: if the schedule rejects its arguments.
         """
         accepted = inspect.signature(self.factory).parameters
-        given = {"num_warmup_steps": count_steps(self.warmup, num_steps), "num_training_steps": num_steps}
-        arguments: dict[str, Any] = {name: value for name, value in given.items() if name in accepted}
+        step_counts = {"num_warmup_steps": count_steps(self.warmup, num_steps), "num_training_steps": num_steps}
+        arguments: dict[str, Any] = {name: value for name, value in step_counts.items() if name in accepted}
         if self.needs_metric:
             arguments["mode"] = "min" if self.followed_metric.startswith("-") else "max"
         for group in optimizer.param_groups:
@@ -183,7 +187,7 @@ class SchedulerPlan:
         return scheduler
 
     def draw(self, *, lr: float, num_steps: int) -> str:
-        """The learning rate over all steps as a line of bars; the highest bar is the peak."""
+        """Draw the learning rate over all steps as a line of bars; the highest bar is the peak."""
         # A separate optimizer for the trial; AdamW, because some schedules also cycle betas.
         scheduler = self.make(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr), num_steps=num_steps)
         if follows_metric(scheduler):
@@ -205,13 +209,13 @@ def follows_metric(scheduler: LRScheduler) -> bool:
 
 @functools.cache
 def _steps_by_metric(scheduler: type) -> bool:
-    """Whether `step` of such schedules takes a metric, as that of ReduceLROnPlateau."""
+    """Whether the method `step` of this class takes a metric, as in ReduceLROnPlateau."""
     step = getattr(scheduler, "step", None)
     return step is not None and "metrics" in inspect.signature(step).parameters
 
 
 def count_steps(setting: float, num_steps: int) -> int:
-    """A number of steps from a setting: below 1 a share of all steps, rounded up; from 1 the number itself.
+    """Return the number of steps of a setting: below 1 a share of all steps, rounded up; from 1 the number itself.
 
     >>> count_steps(0.1, 782), count_steps(100, 782)
     (79, 100)
@@ -220,7 +224,7 @@ def count_steps(setting: float, num_steps: int) -> int:
 
 
 def _compute_rates(scheduler: LRScheduler, steps: Sequence[int]) -> list[float]:
-    """The learning rates at these steps, which are ascending from 0."""
+    """Compute the learning rates at these steps, which are ascending from 0."""
     if isinstance(scheduler, LambdaLR):
         return [float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)) for step in steps]
     rates = []

@@ -1,7 +1,7 @@
-"""How much memory a step takes on a process, for each way to spread the model over the processes.
+"""Estimates the memory that a step takes on one process, for each way to shard the model.
 
-Bytes of weights, gradients, optimizer state and exchange follow from shapes. Those of activations are given: a pass in
-shapes alone measures them, see `runtime/outline.py`.
+The bytes of weights, gradients, optimizer state and exchange buffers follow from shapes. The caller adds the bytes of
+activations, which a pass with fake tensors measures; see `runtime/outline.py`.
 """
 
 import math
@@ -19,14 +19,14 @@ from trainer_loop.runtime.outline import Outline, update
 
 
 @dataclass(frozen=True)
-class HeldTensors:
-    """What a process holds without shards, as tensors of any kind that have a shape and a type.
+class ModelTensors:
+    """The tensors that a process holds between steps without sharding. Only their shapes and types are read.
 
     Args:
-        layers: weights that are gathered at once, of each layer.
-        rest: the other weights of the model, which are gathered at once too.
-        state: of the optimizer; None: unknown.
-        averages: of the weights.
+        layers: the weights of each layer; the weights of one layer are gathered together.
+        rest: all other weights of the model, which are also gathered together.
+        state: the optimizer state; None if it is unknown.
+        averages: the averaged weights.
     """
 
     layers: Sequence[Sequence[Tensor]]
@@ -41,50 +41,57 @@ class HeldTensors:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on a process, by what they are for. None: unknown. What is measured, passes and updates, is added later."""
+    """Bytes on one process, by purpose; None: unknown. The caller sets the measured ones, `activations` and `update`.
 
-    weights: int  # that the process keeps, as the optimizer state and the averages
+    `weights`, `optimizer` and `averages` are the parts that the process keeps between steps.
+    """
+
+    weights: int
     optimizer: int | None
     averages: int
     gradients: int  # at the update
-    waiting: int = 0  # gradients of earlier microbatches, where the activations take most
-    gathered: int = 0  # weights that other processes keep, in a pass
+    waiting: int = 0  # gradients of earlier microbatches, while the activations take the most memory
+    gathered: int = 0  # weights gathered from other processes in a pass
     activations: int | None = 0
-    exchange: int = 0  # gradients and buffers on their way, at the end of a backward pass
-    update: int = 0  # made in the update
-    host: int = 0  # kept in host memory; all others are on the device
+    exchange: int = 0  # gradients and buffers in transfer at the end of a backward pass
+    update: int = 0  # temporary tensors of the update
+    host: int = 0  # in host memory; all other bytes are on the device
 
     @property
     def peak(self) -> int:
-        """The most that is held at once, without what is unknown."""
+        """The largest number of bytes held at once; unknown ones count as 0."""
         kept = self.weights + (self.optimizer or 0) + self.averages
         in_pass = self.waiting + self.gathered + (self.activations or 0)
         return kept + max(in_pass, self.gradients + self.gathered + self.exchange, self.gradients + self.update)
 
 
-def plan_whole(held: HeldTensors, *, num_processes: int, accumulates: bool) -> MemoryPlan:
-    """Every process has the whole model. accumulates: some steps have several microbatches on a process."""
-    kept = _keep(held)
-    # DistributedDataParallel keeps buckets, in which gradients lie; those that are added up lie beside them first.
+def plan_whole(tensors: ModelTensors, *, num_processes: int, accumulates: bool) -> MemoryPlan:
+    """Plan for an unsharded model: every process has all of it.
+
+    Args:
+        accumulates: some steps have several microbatches on one process.
+    """
+    kept = _plan_kept_tensors(tensors)
+    # DistributedDataParallel stores gradients in buckets. Accumulated gradients are separate tensors at first.
     buckets = kept.gradients if num_processes > 1 else 0
     if accumulates:
         return replace(kept, waiting=kept.gradients + buckets, exchange=buckets)
     return replace(kept, waiting=buckets)
 
 
-def plan_zero2(held: HeldTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
-    """Every process has a part of everything, and in a step the whole weights and gradients."""
-    buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
+def plan_zero2(tensors: ModelTensors, *, num_parts: int, accumulates: bool, reduce_dtype: torch.dtype) -> MemoryPlan:
+    """Plan for `shard: zero2`: a process keeps a part of each tensor; in a step it has whole weights and gradients."""
+    buffer = count_bytes(_find_largest_group(tensors), num_parts, dtype=reduce_dtype, padded=True)
     return replace(
-        _keep(held, num_parts),
-        waiting=count_bytes(_learning(held.weights), dtype=reduce_dtype) if accumulates else 0,
-        gathered=count_bytes(held.weights, num_parts, padded=True),
-        exchange=count_bytes(_learning(held.rest)) + buffer,
+        _plan_kept_tensors(tensors, num_parts),
+        waiting=count_bytes(_select_trainable(tensors.weights), dtype=reduce_dtype) if accumulates else 0,
+        gathered=count_bytes(tensors.weights, num_parts, padded=True),
+        exchange=count_bytes(_select_trainable(tensors.rest)) + buffer,
     )
 
 
 def plan_full(
-    held: HeldTensors,
+    tensors: ModelTensors,
     *,
     num_parts: int,
     accumulates: bool,
@@ -92,28 +99,29 @@ def plan_full(
     reduce_dtype: torch.dtype,
     keeps_gradients: bool = False,
 ) -> MemoryPlan:
-    """Every process has a part of everything, and in a pass the weights of two layers and of the rest.
+    """Plan for `shard: full`: a process keeps a part of each tensor; a pass gathers two layers and the other weights.
 
     Args:
-        cast_to: type of the gathered weights; None: their own.
-        keeps_gradients: they are whole until the last microbatch of a step.
+        cast_to: type of the gathered weights; None for the type of the weights.
+        keeps_gradients: gradients are whole until the last microbatch of a step.
     """
-    kept = _keep(held, num_parts)
-    earlier = count_bytes(_learning(held.weights), dtype=reduce_dtype) if keeps_gradients else kept.gradients
-    layer = count_bytes(max(held.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
-    buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
+    kept = _plan_kept_tensors(tensors, num_parts)
+    earlier = count_bytes(_select_trainable(tensors.weights), dtype=reduce_dtype) if keeps_gradients else kept.gradients
+    layer = count_bytes(max(tensors.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
+    buffer = count_bytes(_find_largest_group(tensors), num_parts, dtype=reduce_dtype, padded=True)
     return replace(
         kept,
         waiting=earlier if accumulates else 0,
-        gathered=2 * layer + count_bytes(held.rest, num_parts, dtype=cast_to, padded=True),
-        exchange=count_bytes(_learning(held.rest), dtype=cast_to) + buffer,
+        gathered=2 * layer + count_bytes(tensors.rest, num_parts, dtype=cast_to, padded=True),
+        exchange=count_bytes(_select_trainable(tensors.rest), dtype=cast_to) + buffer,
     )
 
 
 def offload(plan: MemoryPlan, *, keeps_gradients: bool) -> MemoryPlan:
-    """The same where host memory has what a process keeps.
+    """Return the same plan with the tensors that a process keeps between steps in host memory.
 
-    keeps_gradients: they are whole, and on the device, until the last microbatch of a step.
+    Args:
+        keeps_gradients: gradients are whole, and on the device, until the last microbatch of a step.
     """
     kept = plan.weights + (plan.optimizer or 0) + plan.averages + plan.gradients + plan.update
     return replace(
@@ -128,34 +136,34 @@ def offload(plan: MemoryPlan, *, keeps_gradients: bool) -> MemoryPlan:
     )
 
 
-def _keep(held: HeldTensors, num_parts: int = 1) -> MemoryPlan:
-    """What a process that has one of so many parts of everything keeps between steps."""
+def _plan_kept_tensors(tensors: ModelTensors, num_parts: int = 1) -> MemoryPlan:
+    """Return the bytes that a process keeps between steps if it has one of `num_parts` parts of each tensor."""
     return MemoryPlan(
-        weights=count_bytes(held.weights, num_parts),
-        optimizer=None if held.state is None else count_bytes(held.state, num_parts),
-        averages=count_bytes(held.averages, num_parts),
-        gradients=count_bytes(_learning(held.weights), num_parts),
+        weights=count_bytes(tensors.weights, num_parts),
+        optimizer=None if tensors.state is None else count_bytes(tensors.state, num_parts),
+        averages=count_bytes(tensors.averages, num_parts),
+        gradients=count_bytes(_select_trainable(tensors.weights), num_parts),
     )
 
 
-def _learning(weights: Iterable[Tensor]) -> list[Tensor]:
+def _select_trainable(weights: Iterable[Tensor]) -> list[Tensor]:
     return [weight for weight in weights if weight.requires_grad]
 
 
-def _largest(held: HeldTensors) -> Sequence[Tensor]:
-    """The weights that learn of the group that has most of them."""
-    return max(map(_learning, (*held.layers, held.rest)), key=count_bytes)
+def _find_largest_group(tensors: ModelTensors) -> Sequence[Tensor]:
+    """Return the trainable weights of the group in which they take the most bytes."""
+    return max(map(_select_trainable, (*tensors.layers, tensors.rest)), key=count_bytes)
 
 
 def count_bytes(
     tensors: Iterable[Tensor], num_parts: int = 1, *, dtype: torch.dtype | None = None, padded: bool = False
 ) -> int:
-    """Bytes of tensors, or of the parts that process 0 has of them, which are the largest.
+    """Count the bytes of tensors, or of the parts of process 0, which are the largest.
 
     Args:
-        num_parts: parts into which the first dimension of each tensor is divided; a single number is whole everywhere.
-        dtype: their type while they are counted; None: their own.
-        padded: count all parts, each as long as the first.
+        num_parts: parts into which the first dimension of each tensor is divided; a scalar is not divided.
+        dtype: count the tensors as if they had this type; None for their own type.
+        padded: count all parts, each padded to the size of the first.
     """
     total = 0
     for tensor in tensors:
@@ -165,7 +173,7 @@ def count_bytes(
 
 
 def count_missing_state(optimizer: Optimizer) -> int:
-    """Bytes of the state that the first update of an optimizer will make on this process."""
+    """Return the bytes of the state that the first update of an optimizer will create on this process."""
     if optimizer.state:
         return 0
     outline, kind = Outline(nn.Module()), cast(Any, type(optimizer))

@@ -1,4 +1,4 @@
-"""The section `parallel` of a config: what it asks for, and what does not go with it."""
+"""The section `parallel` of a config, and the settings that it excludes."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,17 +34,17 @@ class ShardingPlan:
 
     @property
     def reduces_once(self) -> bool:
-        """Whether gradients are added up over the processes once a step, and are whole until then."""
+        """Whether gradients are summed over processes once per step, and are whole until then."""
         return self.gathers_once or self.exchange == "step"
 
     @property
     def offloads(self) -> bool:
-        """Whether weights, gradients and optimizer state wait in host memory."""
+        """Whether weights, gradients and optimizer state stay in host memory between uses."""
         return self.offload == "weights"
 
     @property
     def num_replicas(self) -> int:
-        """Groups of processes that hold a copy of the model each; `auto` is one a machine."""
+        """Number of process groups that hold one copy of the model each; `auto` means one per machine."""
         if self.replicate != "auto":
             return int(self.replicate)
         num_processes = count_launched_processes()
@@ -52,19 +52,22 @@ class ShardingPlan:
 
     @property
     def gradient_type(self) -> torch.dtype:
-        """In which gradients are added up over processes."""
+        """The type in which gradients are summed over processes."""
         return torch.bfloat16 if self.reduce_dtype == "bf16" else torch.float32
 
     def check(self, values: Mapping[str, Any], *, has_own_step: bool) -> "ShardingPlan":
-        """Return the plan. Raises UserError with all that is wrong with the section, or does not go with it.
+        """Return the plan if the section is valid and fits the other sections.
 
         Args:
-            values: every key of the config; train.precision is not auto.
-            has_own_step: the loop is a subclass that changes the step itself.
+            values: the value of every config key; train.precision is resolved, so not auto.
+            has_own_step: the loop class overrides the step itself.
+
+        Raises:
+            UserError: with all problems of the section and all conflicts with other sections.
         """
         if self.is_sharded and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
             raise UserError(f"parallel.shard: {self.shard}: torch {torch.__version__} is too old; install torch 2.13")
-        problems = list(self._find_conflicts(values, has_own_step) if self.is_sharded else self._find_idle())
+        problems = list(self._find_conflicts(values, has_own_step) if self.is_sharded else self._find_unused_keys())
         num_processes = count_launched_processes()
         if self.is_sharded and num_processes % self.num_replicas:
             problems.append(
@@ -93,14 +96,14 @@ class ShardingPlan:
         if self.offloads and values["train.precision"] == "fp16":
             yield "parallel.offload: weights: not with train.precision=fp16; set train.precision=bf16 or no"
 
-    def _find_idle(self) -> Iterator[str]:
-        """Keys that say something about shards where there are none."""
+    def _find_unused_keys(self) -> Iterator[str]:
+        """Yield a problem for each key that has no effect because the model is not sharded."""
         for key, value in vars(self).items():
             if value and value != getattr(ShardingPlan, key):
                 yield f"parallel.{key}: {value}: parallel.shard is none; set it to zero2 or full, or leave this key out"
 
 
 def changes_the_step(loop_class: type, base: type) -> bool:
-    """Whether a subclass of the loop overrides what exchanges gradients."""
+    """Whether a subclass of the loop overrides a method that exchanges gradients."""
     names = ("train_step", "accumulate_gradients")
     return any(getattr(loop_class, name) is not getattr(base, name) for name in names)

@@ -1,4 +1,4 @@
-"""The processes of a run and their devices: makes the Accelerator and exchanges values between processes."""
+"""Creates the Accelerator and exchanges values between the processes of a run."""
 
 import contextlib
 import functools
@@ -39,10 +39,15 @@ _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MUL
 
 
 def choose_precision(requested: str) -> str:
-    """Resolve `auto`; raise UserError where the hardware does not support the requested precision.
+    """Resolve the precision `auto`, and check that the hardware supports any other.
 
-    requested: auto, no, bf16 or fp16. `auto` is bf16 if the hardware has bf16 matrix products, otherwise fp16 on a GPU
-    with tensor cores, otherwise no.
+    `auto` is bf16 if the hardware has bf16 matrix products, otherwise fp16 on a GPU with tensor cores, otherwise no.
+
+    Args:
+        requested: auto, no, bf16 or fp16.
+
+    Raises:
+        UserError: if the hardware does not support the requested precision.
     """
     cuda = torch.cuda.is_available()
     if requested == "auto":
@@ -68,17 +73,18 @@ def make_accelerator(
     threads: int | str = "auto",
     updates_on_host: bool = False,
 ) -> Accelerator:
-    """Make the Accelerator of this process. It joins the process group if a launcher started several processes.
-
-    Raises UserError where accelerate did not join all launched processes, or uses more than data parallelism.
+    """Create the Accelerator of this process. It joins the process group if a launcher started several processes.
 
     Args:
         precision: no, bf16 or fp16, see `choose_precision`.
         tf32: whether a GPU may use TF32 for fp32 matrix products.
         project_dir: directory of the trackers' files.
         timeout_minutes: how long a process waits for the others.
-        threads: of a process that computes on the CPU, see `choose_threads`.
-        updates_on_host: the CPU updates the weights, whatever the device is.
+        threads: threads of a process that computes on the CPU, see `choose_threads`.
+        updates_on_host: the CPU updates the weights, also if the device is a GPU.
+
+    Raises:
+        UserError: if accelerate did not join all launched processes, or uses more than data parallelism.
     """
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
         AcceleratorState._reset_state()  # one precision for a Python process, but a notebook makes many loops
@@ -140,7 +146,7 @@ def _join_after_restart(timeout: timedelta) -> None:
 
 
 def sum_on_hosts(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
-    """Sums of a few numbers over all processes, on every process. They travel between hosts, so no device waits."""
+    """Sum a few numbers over all processes; each process gets the sums. Only the hosts wait, not the devices."""
     if accelerator.num_processes == 1:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64)
@@ -149,9 +155,9 @@ def sum_on_hosts(accelerator: Accelerator, values: Sequence[float]) -> list[floa
 
 
 def make_gather(accelerator: Accelerator) -> Callable[[Any], list[Any]]:
-    """A function that returns the values of all processes, on each of them. A thread may call it beside training.
+    """Return a function that gathers the values of all processes on each of them.
 
-    All processes call this; the function has a group of processes of its own.
+    A thread may call the function during training, because it has its own process group. All processes must call this.
     """
     if accelerator.num_processes == 1:
         return lambda value: [value]
@@ -167,35 +173,35 @@ def make_gather(accelerator: Accelerator) -> Callable[[Any], list[Any]]:
 
 @functools.cache
 def _host_group(timeout: timedelta) -> "dist.ProcessGroup | None":
-    """A gloo group of all processes; None means the default group, if that already uses gloo."""
+    """Return a gloo group of all processes; None means the default group, if that already uses gloo."""
     if dist.get_backend() == "gloo":
         return None
     return dist.new_group(backend="gloo", timeout=timeout)
 
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
-    """The value of process 0, on every process."""
+    """Return the value of process 0 on every process."""
     return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 def send_from(accelerator: Accelerator, tensor: Tensor, process: int) -> None:
-    """Give a tensor on any device the values that it has on one process. All processes must call this."""
+    """Copy the values of a tensor, on any device, from one process to all others. All processes must call this."""
     group = _host_group(accelerator.init_handler.timeout) if tensor.device.type == "cpu" else None
     dist.broadcast(tensor, src=process, group=group)
 
 
 def on_process_0(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
-    """The result of `work`, which runs on process 0 only, on every process; a UserError is raised on every process."""
+    """Run `work` on process 0 only, and return its result, or raise its UserError, on every process."""
     value: Any = None
-    refused: UserError | None = None
+    user_error: UserError | None = None
     if accelerator.is_main_process:
         try:
             value = work()
         except UserError as error:
-            refused = error
-    value, problems = broadcast(accelerator, (value, refused and refused.problems))
+            user_error = error
+    value, problems = broadcast(accelerator, (value, user_error and user_error.problems))
     if problems:
-        raise refused or UserError(problems)
+        raise user_error or UserError(problems)
     return value  # type: ignore[no-any-return]
 
 
@@ -211,7 +217,7 @@ def is_reduction_complete(model: nn.Module) -> bool:
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Iterable[Tensor]) -> None:
-    """Add gradients up over all processes; zero where a process has none. All processes must call this."""
+    """Sum gradients over all processes; a missing gradient counts as zeros. All processes must call this."""
     for parameter in parameters if accelerator.num_processes > 1 else ():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -248,36 +254,36 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def assert_same_on_all_processes(accelerator: Accelerator, value: Any, *, what: str) -> None:
-    """Raise UserError on every process where one holds another `value`, plain JSON. All processes must call this."""
+    """Raise UserError on every process if `value`, plain JSON, differs between processes. All must call this."""
     if accelerator.num_processes == 1:
         return
     digest = hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     digests = gather_object([digest])
     if len(set(digests)) > 1:
-        unlike = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
+        outliers = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
         raise UserError(
-            f"{what} of process {', '.join(unlike)} is not that of process 0: all processes must see the same files, "
+            f"{what} of process {', '.join(outliers)} is not that of process 0: all processes must see the same files, "
             "and a function that returns rows must return them in the same order everywhere"
         )
 
 
 def announce(accelerator: Accelerator, notice: str) -> None:
-    """Publish a notice that the other processes can read without waiting for anyone."""
+    """Publish a notice that the other processes can read without waiting for this one."""
     if accelerator.num_processes > 1:
         dist.distributed_c10d._get_default_store().set(notice, "1")
 
 
 def announce_fault(accelerator: Accelerator, fault: str) -> None:
-    """Publish why this process ends, so that the others, which wait for it in an exchange, say the same."""
+    """Publish why this process ends, so that other processes, which wait for it in an exchange, report the same."""
     if accelerator.num_processes > 1:
         dist.distributed_c10d._get_default_store().set(_FAULT, fault)
 
 
 @contextlib.contextmanager
 def watch_for(accelerator: Accelerator, notice: str) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says, at once, whether any process has published this notice.
+    """Yield a function that returns, without waiting, whether any process has published this notice.
 
-    A separate thread checks twice a second, because the store has no timeout if its machine cannot be reached.
+    A separate thread checks twice a second, because a request to the store has no timeout if its machine is down.
     """
     if accelerator.num_processes == 1:
         yield lambda: False
@@ -301,32 +307,32 @@ def watch_for(accelerator: Accelerator, notice: str) -> Iterator[Callable[[], bo
 
 
 def find_lost_processes(error: BaseException) -> UserError | None:
-    """The error to report if `error` means that another process is gone; None for any other error.
+    """Return the error to report if `error` means that another process is gone; None for any other error.
 
-    It is the fault that this process announced. Else every running process announces itself in the store, and the
-    report names those that do not within a few seconds.
+    If a process has published a fault, that fault is returned. Otherwise every running process reports itself in the
+    store, and the error names those that do not within a few seconds.
     """
     if not dist.is_initialized():
         return None
     message = str(error)
-    of_gloo = isinstance(error, RuntimeError) and _GLOO.match(message) is not None
-    if not of_gloo and not isinstance(error, dist.DistError):
+    is_from_gloo = isinstance(error, RuntimeError) and _GLOO.match(message) is not None
+    if not is_from_gloo and not isinstance(error, dist.DistError):
         return None
     answers: list[str | UserError] = []
-    asking = threading.Thread(target=lambda: answers.append(_find_silent()), daemon=True)
-    asking.start()
-    asking.join(_SECONDS_TO_ANSWER + 1)  # a request to the store has no timeout if its machine cannot be reached
-    who = answers[0] if answers else _STORE_LOST
-    if isinstance(who, UserError):
-        return who
-    # Messages of gloo begin with a position in its C++ code.
+    thread = threading.Thread(target=lambda: answers.append(_find_silent()), daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_ANSWER + 1)  # a request to the store has no timeout if its machine cannot be reached
+    lost = answers[0] if answers else _STORE_LOST
+    if isinstance(lost, UserError):
+        return lost
+    # gloo's messages start with a position in its C++ code.
     cause = message.rpartition("] ")[2] if message.startswith("[") else message
     short = in_one_line(RuntimeError(cause), at_most=120)
-    return ProcessLost(f"{who} ({short}); the same command goes on from the last checkpoint")
+    return ProcessLost(f"{lost} ({short}); the same command goes on from the last checkpoint")
 
 
 def _find_silent() -> str | UserError:
-    """The processes that do not announce within a few seconds that they still run, as text; or the announced fault."""
+    """Describe the processes that do not report within a few seconds that they run; or return the published fault."""
     try:
         store, num_processes = dist.distributed_c10d._get_default_store(), dist.get_world_size()
         store.set(f"running/{dist.get_rank()}", "1")
@@ -342,11 +348,13 @@ def _find_silent() -> str | UserError:
 _GLOO = re.compile(r"\[[^\]]*gloo/[^\]]*\]|Gloo connectFullMesh")  # start of gloo's connection errors
 _SECONDS_TO_ANSWER = 3.0
 _FAULT = "fault"
-_STORE_LOST = "process 0, or its machine, no longer answers"  # process 0, or the launcher beside it, runs the store
+_STORE_LOST = (
+    "process 0, or its machine, no longer answers"  # process 0, or the launcher on its machine, runs the store
+)
 
 
 def leave_process_group() -> None:
-    """Leave the process group before the process ends, in every case: otherwise gloo aborts the process."""
+    """Leave the process group. Every process must do so before it ends: otherwise gloo aborts it."""
     _host_group.cache_clear()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a model answers to rows, batch by batch: joined in the order of the rows, for one process or all."""
+"""Collects the outputs of a model per row, and joins them in row order, for one process or for all."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,25 +12,29 @@ _Part = tuple[np.ndarray, dict[str, np.ndarray]]  # numbers of rows, and their o
 
 
 class RowOutputs:
-    """Outputs of rows by name. Those of a batch are a tensor `[B, ...]`, or a list of one tensor for each row."""
+    """Outputs of rows by name. The output of a batch is a tensor `[B, ...]`, or a list with one tensor per row."""
 
     def __init__(self) -> None:
         self._numbers = [np.empty(0, dtype=np.int64)]
         self._batches: dict[str, list[Any]] = {}
 
     def add(self, numbers: Sequence[int], outputs: Mapping[str, Any]) -> None:
-        """Add those of a batch with the numbers of its rows; what is None is left out."""
+        """Add the outputs of a batch, except those that are None. `numbers` are the numbers of its rows."""
         self._numbers.append(np.array(numbers, dtype=np.int64))
         for name, output in outputs.items():
             if output is not None:
                 self._batches.setdefault(name, []).append(output)
 
     def join(self) -> dict[str, np.ndarray]:
-        """Those of this process in the order of the rows: arrays `[rows, ...]`; of lists arrays `[rows]` of arrays."""
+        """Join the outputs of this process in row order.
+
+        Returns:
+            By name an array `[rows, ...]`; for outputs that are lists, an array `[rows]` of arrays.
+        """
         return _put_in_order([self._take()])
 
     def gather(self, num_rows: int) -> dict[str, np.ndarray]:
-        """Likewise those of all processes, on each of them. num_rows: of all processes together."""
+        """Join the outputs of all processes, `num_rows` rows in total, as `join` does. All processes must call this."""
         parts = gather_object([self._take()])
         count = sum(len(numbers) for numbers, _ in parts)
         assert count == num_rows, f"{count} of {num_rows} rows were answered"
@@ -43,9 +47,9 @@ class RowOutputs:
 
 def _put_in_order(parts: Sequence[_Part]) -> dict[str, np.ndarray]:
     order = np.argsort(np.concatenate([numbers for numbers, _ in parts]), kind="stable")
-    columns = [columns for _, columns in parts if columns]  # a process without rows knows no names
-    names = dict.fromkeys(name for of_process in columns for name in of_process)
-    return {name: np.concatenate([of_process[name] for of_process in columns])[order] for name in names}
+    columns = [columns for _, columns in parts if columns]  # a process without rows has no columns
+    names = dict.fromkeys(name for part in columns for name in part)
+    return {name: np.concatenate([part[name] for part in columns])[order] for name in names}
 
 
 def _join_batches(batches: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:
@@ -57,6 +61,6 @@ def _join_batches(batches: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:
 
 
 def _to_numpy(tensors: Sequence[Any]) -> np.ndarray:
-    """All in one array, by one copy from the device; bfloat16 as float32, because NumPy has no bfloat16."""
+    """Concatenate tensors to one array with one copy from the device. NumPy has no bfloat16; it becomes float32."""
     joined = torch.cat(list(tensors)).cpu()
     return (joined.float() if joined.dtype == torch.bfloat16 else joined).numpy()

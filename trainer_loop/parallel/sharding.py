@@ -1,8 +1,8 @@
-"""The model spread over the processes: each holds a part of the weights, gradients and optimizer state.
+"""Shards a model over the processes: each holds a part of the weights, gradients and optimizer state.
 
-torch's `fully_shard` (FSDP2) does the work. A parameter becomes a DTensor, of which this process has some rows. Before
-a layer runs, its weights are gathered from all processes; after its backward pass each process keeps its part of the
-sum of the gradients.
+This uses torch's `fully_shard` (FSDP2). A parameter becomes a DTensor, of which each process holds some rows. Before a
+layer runs, its weights are gathered from all processes; after its backward pass each process keeps its part of the
+summed gradients.
 """
 
 import contextlib
@@ -30,89 +30,88 @@ from trainer_loop.errors import UserError, refuse
 from trainer_loop.parallel.on_demand import MemoryOnDemand, replace_parameters
 from trainer_loop.parallel.plan import ShardingPlan
 
-SHARDED_CLASS = "FSDP"  # what `fully_shard` puts before the name of a class
-# They change each number of a parameter by its own gradient.
+SHARDED_CLASS = "FSDP"  # prefix that `fully_shard` adds to the name of a class
+# Optimizers that update each element of a parameter by its own gradient only, so parts are updated as a whole would be.
 EXACT_OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad, torch.optim.RMSprop)
-FUSED_ON_PARTS = (torch.optim.AdamW, torch.optim.Adam)  # of the others torch has no fused kernel for DTensors
+FUSED_ON_PARTS = (torch.optim.AdamW, torch.optim.Adam)  # torch has no other fused kernels for DTensors
 _REPLICAS, _PARTS = "replicas", "parts"  # dimensions of the mesh
 
 
 @dataclass(eq=False)
 class ShardedModel:
-    """A model whose parameters are spread over the processes; every process has one of these.
+    """A model whose parameters are sharded over the processes. Every process creates one."""
 
-    Args:
-        model: after `fully_shard`.
-        mesh: 2-dimensional: processes of one row hold the parts of one copy.
-    """
-
-    model: Any  # an nn.Module that is an FSDPModule
-    mesh: DeviceMesh
+    model: Any  # an nn.Module after `fully_shard`, which makes it an FSDPModule
+    mesh: DeviceMesh  # 2-dimensional: the processes of one row hold the parts of one copy
     plan: ShardingPlan
     is_alone: bool = False  # no process waits for another, see `alone`
     used: set[str] = field(default_factory=set)  # names of parameters that got a gradient in this step, on this process
 
     def __post_init__(self) -> None:
-        # They are gathered each for itself; the first is the model, which gathers what is in none of the others.
+        # Each module gathers its own weights. The first is the model, which gathers the weights outside the others.
         self.modules: list[Any] = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
 
     @property
     def num_layers(self) -> int:
-        """Modules that are gathered each for itself; the rest of the model is one more."""
+        """Number of modules that gather their own weights, without the model itself."""
         return len(self.modules) - 1
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
-        """Around one microbatch. All processes have equally many in a step, unless weights are gathered once."""
+        """Prepare the exchange of one microbatch; use it around the passes.
+
+        All processes need the same number of microbatches in a step, unless weights are gathered once per step.
+        """
         if self.plan.reduces_once:
             self.model.set_requires_gradient_sync(is_last)
             if is_last:
-                self._let_gradients_wait_alike()
-        if self.is_alone:  # which the line above has reset
+                self._fill_missing_gradients()
+        if self.is_alone:  # `set_requires_gradient_sync` has reset this
             self.model.set_requires_all_reduce(False)
         if self.plan.gathers_once:
             self.model.set_reshard_after_backward(is_last)
         return nullcontext()
 
-    def _let_gradients_wait_alike(self) -> None:
-        """Where some gradients of an exchange wait in the type in which they are added up, let zeros wait for the rest.
+    def _fill_missing_gradients(self) -> None:
+        """Set missing accumulated gradients to zeros if other parameters of the same exchange have accumulated some.
 
-        One that first comes in the last microbatch would have the type of the weights, and an exchange has one type.
+        Accumulated gradients have the reduction type. A gradient that first appears in the last microbatch would have
+        the type of the weights, but an exchange needs one type.
         """
         for group in self._groups():
-            learning = [parameter for parameter in group.fsdp_params if parameter.sharded_param.requires_grad]
-            waiting = [parameter.unsharded_accumulated_grad for parameter in learning]
-            like = next((gradient for gradient in waiting if gradient is not None), None)
-            for parameter in learning:
-                if like is not None and parameter.unsharded_accumulated_grad is None:
-                    parameter.unsharded_accumulated_grad = like.new_zeros(parameter._orig_size)
+            trainable = [parameter for parameter in group.fsdp_params if parameter.sharded_param.requires_grad]
+            accumulated = [parameter.unsharded_accumulated_grad for parameter in trainable]
+            template = next((gradient for gradient in accumulated if gradient is not None), None)
+            for parameter in trainable:
+                if template is not None and parameter.unsharded_accumulated_grad is None:
+                    parameter.unsharded_accumulated_grad = template.new_zeros(parameter._orig_size)
 
     def _groups(self) -> Iterator[Any]:
-        """The parameters that are exchanged together, as torch keeps them."""
+        """Yield torch's groups of parameters that are exchanged together."""
         for module in self.modules:
             yield from fully_shard.state(module)._fsdp_param_groups  # type: ignore[attr-defined]
 
     def watch_gradients(self) -> None:
-        """From now on, `used` has the parameters that get a gradient. Call it when it is settled which ones learn."""
-        # The first module that runs would become the root, and a model that writes runs its encoder first.
+        """From now on, record in `used` which parameters get a gradient. Call this after freezing parameters."""
+        # Otherwise the first module that runs would become the root. An encoder-decoder runs its encoder first.
         fully_shard.state(self.model)._lazy_init()  # type: ignore[attr-defined]
         names: dict[nn.Module, str] = {module: name for name, module in self.model.named_modules()}
         for module in self.modules:
             module.unshard()
             for name, parameter in module.named_parameters(prefix=names[module]):
-                if parameter.requires_grad and not isinstance(parameter, DTensor):  # those of other modules are parts
+                if parameter.requires_grad and not isinstance(parameter, DTensor):  # others are still sharded
                     parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.used.add(name))  # type: ignore[misc]
             module.reshard()
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """The whole model on every process until the block ends, in which processes need not run alike.
+        """Keep the whole model on every process inside the block, so that processes may run different passes.
 
-        All processes enter it together. The weights must stay as they are in it.
+        All processes must enter it together. Do not change the weights inside it.
         """
         for module in self.modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
-        if self.plan.offloads and self.mesh.device_type != "cpu":  # before host memory may change that is being copied
+        if self.plan.offloads and self.mesh.device_type != "cpu":  # the host memory must not change while it is copied
             torch.accelerator.synchronize()
         try:
             yield
@@ -123,9 +122,9 @@ class ShardedModel:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Passes in this block take the memory that they always take, and wait for no process; gradients are garbage.
+        """Run passes without other processes inside the block. They take the usual memory and may fail at any point.
 
-        They may fail at any point.
+        The gradients are meaningless, because nothing is exchanged.
         """
         self._exchange_by(_NoAllGather(), _NoReduceScatter())
         self.is_alone = True
@@ -137,29 +136,29 @@ class ShardedModel:
             self.model.reset_iter_state()
             self.model.set_requires_all_reduce(True)
             for parameter in chain.from_iterable(group.fsdp_params for group in self._groups()):
-                parameter.unsharded_accumulated_grad = None  # what waited for its exchange is not reset
-                if hasattr(parameter, "_unsharded_param"):  # it was gathered once
+                parameter.unsharded_accumulated_grad = None  # `reset_iter_state` does not reset this
+                if hasattr(parameter, "_unsharded_param"):  # it was gathered before
                     parameter._unsharded_param.grad = None
             self.prepare_for_training()
             self.used.clear()
 
     @property
     def innermost(self) -> list[nn.Module]:
-        """The modules that are gathered each for itself and have none in them that is: the layers, if there are any."""
+        """The sharded modules without sharded modules inside: the layers; if there are none, the model."""
         return [
             module
             for module in self.modules
             if not any(isinstance(inner, FSDPModule) for inner in module.modules() if inner is not module)
         ]
 
-    def add_up_norms(self, norms: Tensor) -> Tensor:
-        """L2 norms of whole tensors `[P]`, from those of the parts of this process."""
+    def combine_norms(self, norms: Tensor) -> Tensor:
+        """Compute the L2 norms of whole tensors, `[P]`, from the norms of this process's parts."""
         squares = norms.double().square().to(self.mesh.device_type)
         dist.all_reduce(squares, group=self.mesh.get_group(_PARTS))
         return squares.sqrt().to(norms)
 
     def prepare_for_training(self) -> None:
-        """Let each module free its weights between its forward and its backward pass, where that is asked for."""
+        """Let each module free its weights between forward and backward, unless weights are gathered once per step."""
         if dist.get_backend(self.mesh.get_group(_PARTS)) == "gloo":
             self._exchange_by(_GlooAllGather(), _GlooReduceScatter())
         else:
@@ -174,13 +173,13 @@ class ShardedModel:
 
 
 class _GlooAllGather(DefaultAllGather):
-    """Sends each part to where it belongs. torch has gloo gather into a copy, which costs more than the exchange."""
+    """Broadcasts each part into its place. gloo's all-gather makes a copy, which costs more than the exchange."""
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> None:
         parts = output_tensor.chunk(group.size())
-        if parts[group.rank()].data_ptr() != input_tensor.data_ptr():  # it lies in the output already
+        if parts[group.rank()].data_ptr() != input_tensor.data_ptr():  # else the input is a view of the output
             parts[group.rank()].copy_(input_tensor)
         works = [dist.broadcast(part, group=group, group_src=index, async_op=True) for index, part in enumerate(parts)]
         for work in works:
@@ -188,7 +187,7 @@ class _GlooAllGather(DefaultAllGather):
 
 
 class _GlooReduceScatter(DefaultReduceScatter):
-    """Adds up in place, and keeps the part of this process. torch has gloo add up a copy."""
+    """Sums in place, and keeps the part of this process. gloo's reduce-scatter in torch sums a copy."""
 
     def __call__(  # type: ignore[override] # there is nothing to wait for
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
@@ -198,18 +197,18 @@ class _GlooReduceScatter(DefaultReduceScatter):
 
 
 class _NoAllGather(DefaultAllGather):
-    """Takes the part of this process for those of the others."""
+    """Uses the part of this process in place of the parts of other processes."""
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> None:
         for part in output_tensor.chunk(group.size()):
-            if part.data_ptr() != input_tensor.data_ptr():  # it lies in the output already
+            if part.data_ptr() != input_tensor.data_ptr():  # else the input is a view of the output
                 part.copy_(input_tensor)
 
 
 class _NoReduceScatter(DefaultReduceScatter):
-    """Takes some gradient of this process for the sum."""
+    """Uses gradients of this process in place of the sum."""
 
     def __call__(  # type: ignore[override] # there is nothing to wait for
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
@@ -225,11 +224,11 @@ def shard_model(
     compute_type: torch.dtype = torch.float32,
     memory: MemoryOnDemand | None = None,
 ) -> ShardedModel:
-    """Spread a model over all processes, in place. Call it before the optimizer is made.
+    """Shard a model over all processes, in place. Call this before creating the optimizer.
 
     Args:
-        compute_type: what matrices are multiplied in.
-        memory: what the model was made with, if it has none for its weights.
+        compute_type: type of matrix products.
+        memory: the context in which the model was created, if its weights are not in memory.
     """
     num_processes, num_replicas = dist.get_world_size(), plan.num_replicas
     assert num_processes % num_replicas == 0, "it was checked"
@@ -242,27 +241,27 @@ def shard_model(
     mesh = init_device_mesh(
         device.type, (num_replicas, num_processes // num_replicas), mesh_dim_names=(_REPLICAS, _PARTS)
     )
-    # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
+    # Gather weights in 16 bits. Otherwise autocast would keep a 16-bit copy of all weights until the backward pass.
     gathered_type = None if plan.gathers_once or compute_type == torch.float32 else compute_type
     is_wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     policy = MixedPrecisionPolicy(gathered_type, None if is_wide else plan.gradient_type, cast_forward_inputs=False)
     _check_layers(model, plan.layers)
-    # Where there is one copy, a mesh of one dimension saves the second reduction.
-    used = mesh if num_replicas > 1 else mesh[_PARTS]
-    place = CPUOffloadPolicy(pin_memory=device.type != "cpu") if plan.offloads else OffloadPolicy()
+    # With one copy of the model, a mesh of one dimension saves the second reduction.
+    shard_mesh = mesh if num_replicas > 1 else mesh[_PARTS]
+    offload_policy = CPUOffloadPolicy(pin_memory=device.type != "cpu") if plan.offloads else OffloadPolicy()
     for module in (*find_layers(model, plan.layers), model):
-        fully_shard(module, mesh=used, mp_policy=policy, offload_policy=place)
+        fully_shard(module, mesh=shard_mesh, mp_policy=policy, offload_policy=offload_policy)
     if parts is not None:
         _set_parts(model, parts)
     sharded = ShardedModel(model, mesh, plan)
     sharded.prepare_for_training()
-    # A process whose rows do not use a parameter gives zeros, or the gradients of others would be taken for its own.
+    # A process that does not use a parameter must contribute zeros. Otherwise the exchange would mix up gradients.
     sharded.model.set_reduce_scatter_unused_params(True)
     return sharded
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
-    """The model and the optimizer as accelerate prepares them: for data parallelism, unless the model is sharded."""
+    """Prepare the model and the optimizer by accelerate: for data parallelism, unless the model is sharded."""
     if isinstance(model, FSDPModule):
         return (
             accelerator.prepare_model(model, device_placement=False, evaluation_mode=True),
@@ -272,11 +271,11 @@ def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) ->
 
 
 def check_optimizer_class(kind: Any) -> None:
-    """Raise UserError for an optimizer that is not known to make the same update of parts as of whole parameters."""
+    """Raise UserError for an optimizer that may update parts of parameters differently from whole parameters."""
     if kind not in EXACT_OPTIMIZERS:
-        known = ", ".join(exact.__name__ for exact in EXACT_OPTIMIZERS)
+        allowed = ", ".join(exact.__name__ for exact in EXACT_OPTIMIZERS)
         name = getattr(kind, "__name__", kind)
-        raise UserError(f"parallel.shard: {name} may need whole parameters; optimizers allowed with shards: {known}")
+        raise UserError(f"parallel.shard: {name} may need whole parameters; optimizers allowed with shards: {allowed}")
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -287,7 +286,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def _check_parameters(model: nn.Module) -> None:
-    """Raise UserError for parameters that cannot be spread."""
+    """Raise UserError for parameters that cannot be sharded."""
     problems = []
     dtypes: dict[torch.dtype, str] = {}
     for name, parameter in model.named_parameters():
@@ -308,7 +307,7 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _refuse_batch_norm(model: nn.Module) -> None:
-    """Raise UserError for layers that would average rows that count nothing."""
+    """Raise UserError for BatchNorm layers: their statistics would include the rows of dummy microbatches."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
@@ -318,17 +317,18 @@ def _refuse_batch_norm(model: nn.Module) -> None:
 
 
 def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
-    known = dict.fromkeys(type(module).__name__ for module in model.modules())
-    if unknown := [name for name in names if name not in known]:
+    classes = dict.fromkeys(type(module).__name__ for module in model.modules())
+    if unknown := [name for name in names if name not in classes]:
         raise UserError(
-            f"parallel.layers: {', '.join(unknown)}: the model has no such module; its classes are {', '.join(known)}"
+            f"parallel.layers: {', '.join(unknown)}: the model has no such module; its classes are {', '.join(classes)}"
         )
 
 
 def find_layers(model: nn.Module, names: Sequence[str] = ()) -> list[nn.Module]:
-    """The modules of these classes, inner ones first; of no names: those that the model says must not be split.
+    """Find the modules to shard separately: those of the classes `names`, inner modules first.
 
-    A module that shares a parameter with the rest of the model is left out: tied weights are gathered together.
+    Without names, the classes are those in `_no_split_modules` of the model. A module that shares a parameter with the
+    rest of the model is left out, because tied weights must be gathered together.
     """
     if not names:
         names = list(
@@ -344,7 +344,7 @@ def _count_uses(module: nn.Module) -> Counter[nn.Parameter]:
 
 
 def _set_parts(model: nn.Module, parts: dict[str, Tensor]) -> None:
-    """Give a sharded model without memory its weights. parts: this process's part of each by its name."""
+    """Set the weights of a sharded model on the meta device. `parts` has this process's part of each, by name."""
     filled: dict[nn.Parameter, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         part = parts.pop(name)
@@ -358,7 +358,7 @@ def _set_parts(model: nn.Module, parts: dict[str, Tensor]) -> None:
 
 
 class WholeTensor(Protocol):
-    """A tensor, or a tensor of files that is read in parts."""
+    """A tensor in memory, or one in files that is read in parts."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -368,68 +368,68 @@ class WholeTensor(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of every tensor a process has."""
+    """The part of every tensor that a process holds."""
 
     index: int
     num_parts: int
-    is_copy: bool  # another process has the same part, and comes first
+    is_copy: bool  # an earlier process holds the same part
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the processes have parts of its weights."""
+    """Whether each process holds only a part of the model's weights."""
     return isinstance(model, FSDPModule)
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether the processes have parts of it."""
+    """Whether each process holds only a part of the tensor."""
     return isinstance(tensor, DTensor)
 
 
 def find_place(tensor: DTensor) -> Place:
-    """Which part of a tensor this process has, where its rows are shared out as `fully_shard` does it."""
-    *copies, index = tensor.device_mesh.get_coordinate() or ()
+    """Return which part of a tensor this process holds. The tensor is sharded by rows, as `fully_shard` does."""
+    *replicas, index = tensor.device_mesh.get_coordinate() or ()
     assert tensor.placements[-1].is_shard(0), "rows are shared out over the last dimension of the mesh"
-    return Place(index, tensor.device_mesh.size(-1), is_copy=any(copies))
+    return Place(index, tensor.device_mesh.size(-1), is_copy=any(replicas))
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The part that this process has of a tensor; they share memory. Of a plain tensor: all of it."""
+    """Return this process's part of a tensor, which shares its memory; a plain tensor is returned whole."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def take_part(whole: WholeTensor, like: DTensor) -> Tensor:
-    """The part of a whole tensor that this process has of `like`."""
-    shape, begins = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    place = tuple(slice(begin, begin + size) for begin, size in zip(begins, shape, strict=True))
-    return whole[place]
+    """Return the part of a whole tensor that corresponds to this process's part of `like`."""
+    shape, offsets = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    region = tuple(slice(offset, offset + size) for offset, size in zip(offsets, shape, strict=True))
+    return whole[region]
 
 
 @torch.no_grad()
 def copy_into(target: Tensor, whole: WholeTensor) -> None:
-    """Set a tensor, or the part that this process has of it, to what it is in a whole one of the same shape."""
+    """Copy the values of a whole tensor into a tensor of the same shape, or into this process's part of it."""
     if whole.shape != target.shape:
         raise ValueError(f"a tensor of shape {list(whole.shape)} is given, and one of {list(target.shape)} is needed")
     local_part(target).copy_(take_part(whole, target) if isinstance(target, DTensor) else whole[...])
 
 
 def as_part(whole: WholeTensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread over the processes as `like` is; itself where that is a plain tensor."""
+    """Shard a whole tensor over the processes as `like` is; if `like` is a plain tensor, return it whole."""
     if not isinstance(like, DTensor):
         return whole if isinstance(whole, Tensor) else whole[...].clone()
     return _as_whole(take_part(whole, like).to(like.to_local().device, copy=True), like)
 
 
 def _as_whole(part: Tensor, like: DTensor) -> DTensor:
-    """A tensor that is spread as `like` is, of which this process has this part, on any device."""
+    """Return a tensor that is sharded as `like` is; `part`, on any device, is this process's part of it."""
     meta = TensorMeta(like.shape, like.stride(), part.dtype)
     return DTensor(part.detach(), DTensorSpec(like.device_mesh, like.placements, meta), requires_grad=False)  # type: ignore[call-arg]
 
 
 @torch.no_grad()
 def swap_values(weight: nn.Parameter, values: Tensor) -> Tensor:
-    """Give a parameter other values, spread alike; returns those that it had."""
+    """Replace the values of a parameter by others that are sharded alike; return the previous values."""
     before = weight.detach()
-    if isinstance(weight, DTensor):  # what `fully_shard` gathers is not what `data` would be set to
+    if isinstance(weight, DTensor):  # setting `data` would not change the tensor that `fully_shard` gathers
         before = before.clone()
         weight.copy_(values)
     else:
@@ -438,7 +438,7 @@ def swap_values(weight: nn.Parameter, values: Tensor) -> Tensor:
 
 
 def spread_state(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-    """The whole state of an optimizer, with tensors of the shapes of their parameters spread as those are."""
+    """Return the whole state of an optimizer with its tensors sharded like the parameters of the same shape."""
     parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     return {
         **state,
@@ -447,35 +447,35 @@ def spread_state(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
                 name: as_part(value, parameters[number])
                 if getattr(value, "shape", None) == parameters[number].shape
                 else value
-                for name, value in of_parameter.items()
+                for name, value in parameter_state.items()
             }
-            for number, of_parameter in state["state"].items()
+            for number, parameter_state in state["state"].items()
         },
     }
 
 
 def copy_whole(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a sharded model that is not sharded and has these weights, by name. It cannot be run."""
+    """Return an unsharded copy of a sharded model with these whole weights, by name. The copy cannot be run."""
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     sharded_classes = [type(module) for module in modules]
-    known: dict[int, Any] = {
+    memo: dict[int, Any] = {  # `deepcopy` uses these in place of copies
         id(parameter): nn.Parameter(weights[name], requires_grad=False)
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
-    for module in modules:  # the hooks of the copy stay tied to what the model has
+    for module in modules:  # the hooks of the copy keep using the state of the original model
         state = fully_shard.state(module)  # type: ignore[attr-defined]
-        known[id(state)] = state
+        memo[id(state)] = state
     try:
         for module in modules:
-            module.__class__ = type(module).__bases__[1]  # that of `fully_shard` refuses to be copied
-        return deepcopy(model, known)
+            module.__class__ = type(module).__bases__[1]  # the class that `fully_shard` made cannot be copied
+        return deepcopy(model, memo)
     finally:
         for module, sharded_class in zip(modules, sharded_classes, strict=True):
             module.__class__ = sharded_class
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, on the device of every process; all of them call this. A plain tensor is whole."""
+    """Gather a whole tensor on the device of every process. All processes must call this. A plain tensor is whole."""
     if not isinstance(tensor, DTensor):
         return tensor
     return _as_whole(tensor.to_local().to(tensor.device_mesh.device_type), tensor).full_tensor()

@@ -14,9 +14,10 @@ _MOST_LOGITS = 2**29  # if the logits of all tokens are held at once: 2 GiB for 
 
 
 def choose_token_budget(device_type: str, *, training: bool, logits_per_token: int | None = None) -> int:
-    """Default limit of padded tokens in one microbatch, for training or for evaluation.
+    """Return the default limit of padded tokens in one microbatch, for training or for evaluation.
 
-    logits_per_token: size of the vocabulary if the model holds the logits of all tokens at once; otherwise None.
+    Args:
+        logits_per_token: size of the vocabulary if the model holds the logits of all tokens at once; otherwise None.
     """
     tokens = _TRAINING_TOKENS if training else _EVALUATION_TOKENS
     budget = tokens.get(device_type, tokens["cuda"])
@@ -24,14 +25,14 @@ def choose_token_budget(device_type: str, *, training: bool, logits_per_token: i
 
 
 def choose_shape_steps(device_type: str, *, precision: str = "no") -> tuple[int, int]:
-    """Tokens and rows whose multiples the shapes of microbatches are, so that they recur; (1, 1): any shapes.
+    """Return the numbers of tokens and rows to whose multiples microbatches are padded, so that few shapes occur.
 
-    precision: as in `train.precision`.
+    (1, 1) allows any shape. `precision` is a value of `train.precision`.
     """
     return _SHAPE_STEPS_IN_BF16.get(device_type, (1, 1)) if precision == "bf16" else (1, 1)
 
 
 def choose_microbatch_tokens(device_type: str, *, precision: str = "no") -> int:
-    """The cost of one more microbatch on this type of device, in padded tokens. precision: as in `train.precision`."""
+    """Return the cost of one more microbatch, in padded tokens. `precision` is a value of `train.precision`."""
     costs = _MICROBATCH_TOKENS | (_MICROBATCH_TOKENS_IN_BF16 if precision == "bf16" else {})
     return costs.get(device_type, costs["cuda"])

@@ -20,7 +20,7 @@ _MOST_GRAPHS = 32
 
 
 def check_compiler(device_type: str) -> None:
-    """Raise UserError where torch.compile lacks what it needs here: a compiler, triton or the headers of Python."""
+    """Raise UserError if torch.compile cannot work here: it needs a compiler, triton or the headers of Python."""
     remedy = "or set model.compile=false"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device_type == "cuda" and find_spec("triton") is None:
@@ -41,16 +41,19 @@ def check_compiler(device_type: str) -> None:
 
 
 def compile_model(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the forward pass in place, for any rows and width. The model raises UserError for too many graphs."""
+    """Compile the forward pass in place, for any number of rows and any width.
+
+    The model raises UserError if it needs too many graphs.
+    """
     _configure([model])
     model.compile(dynamic=True, backend=backend)
     model._compiled_call_impl = _refuse_many_graphs(model._compiled_call_impl, type(model).__name__, _MOST_GRAPHS)
 
 
 def compile_layers(layers: Sequence[nn.Module], *, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Likewise for each of these layers of a sharded model. The hooks that gather their weights are not compiled.
+    """Compile these layers of a sharded model in place. The hooks that gather their weights are not compiled.
 
-    Layers of a class share their graphs, unless these depend on numbers that the layers have, such as their positions.
+    Layers of one class share graphs, unless the code depends on numbers of a layer, such as its position.
     """
     _configure(layers)
     for layer in layers:
@@ -70,7 +73,7 @@ def _configure(models: Sequence[nn.Module]) -> None:
         settings.optimize_ddp = False  # DDP's buckets cannot split a region that is recomputed
 
 
-def _refuse_many_graphs(compiled: Any, name: str, most: int) -> Callable[..., Any]:
+def _refuse_many_graphs(compiled: Any, name: str, limit: int) -> Callable[..., Any]:
     import torch._dynamo
 
     @functools.wraps(compiled)
@@ -79,7 +82,7 @@ def _refuse_many_graphs(compiled: Any, name: str, most: int) -> Callable[..., An
             return compiled(*arguments, **keywords)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise UserError(
-                f"model.compile: {name} was compiled {most} times and needs to be again; the "
+                f"model.compile: {name} was compiled {limit} times and needs to be again; the "
                 "warning of torch above names what changes from batch to batch; set model.compile=false"
             ) from error
 

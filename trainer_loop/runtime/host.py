@@ -28,12 +28,16 @@ def process_index_from_environment() -> int:
 
 
 def count_launched_processes() -> int:
-    """Processes of this run, as the launcher says."""
+    """Number of processes of this run as set by the launcher."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def expand_home(path: str | Path, *, place: str = "") -> Path:
-    """Replace `~` and `~name` at the start of a path. Raises UserError, with `place`, for a user without a home."""
+    """Replace `~` and `~name` at the start of a path.
+
+    Raises:
+        UserError: if the user has no home directory; `place` is the start of the message.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -42,7 +46,7 @@ def expand_home(path: str | Path, *, place: str = "") -> Path:
 
 
 def expect_many_shapes() -> None:
-    """Let oneDNN keep fewer compiled kernels. It compiles half a megabyte for every operation and every shape.
+    """Make oneDNN keep fewer compiled kernels. It compiles half a megabyte for every operation and every shape.
 
     Batches of texts have new shapes all the time. The default of 1,024 kernels is half a gigabyte of code that is
     rarely used again. oneDNN reads the variable at its first matrix product. An update uses twenty to forty operations
@@ -63,23 +67,23 @@ def return_freed_memory() -> None:
 
 
 def return_free_memory_once() -> None:
-    """Return what is free now to the kernel; memory that is freed later is kept, or returned, as before."""
+    """Return memory that is free now to the kernel. This does not change what happens to memory that is freed later."""
     libc = _find_glibc()
     if libc is not None:
         libc.malloc_trim(0)
 
 
 def return_pages(address: int, num_bytes: int) -> None:
-    """Return the pages in a part of memory to the kernel, where it is Linux; their content is lost.
+    """Return the whole pages of a memory range to the kernel, on Linux only. Their content is lost.
 
-    They must be the process's own. The address stays valid, and pages come back, as zeros, where it is used.
+    The memory must be private to this process. The range stays valid; a later access gets a page of zeros.
     """
     if not sys.platform.startswith("linux"):
         return
-    begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = (address + num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (address + num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
     if size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def _set_thresholds(mmap: int, trim: int) -> None:
@@ -92,16 +96,17 @@ def _set_thresholds(mmap: int, trim: int) -> None:
 
 
 def _find_glibc() -> ctypes.CDLL | None:
-    """The C library, where it is glibc."""
+    """Return the C library if it is glibc."""
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     return libc if hasattr(libc, "malloc_trim") else None  # musl has none
 
 
 def choose_threads(setting: int | str) -> int | None:
-    """The number of threads of a process that computes on the CPU; None leaves the choice to torch.
+    """Return the number of threads of a process that computes on the CPU; None leaves the choice to torch.
 
-    setting: a number, or `auto`, which respects OMP_NUM_THREADS, except for the 1 that a launcher sets by default, and
-    gives the processes of this machine equal shares of its cores.
+    Args:
+        setting: a number, or `auto`, which respects OMP_NUM_THREADS, except for the 1 that a launcher sets by default,
+            and gives the processes of this machine equal shares of its cores.
     """
     if setting != "auto":
         return int(setting)

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers. This is asked first, because the libraries retry for half a minute."""
+"""Checks whether the Hugging Face hub answers, before the libraries do: they would retry for half a minute."""
 
 import contextlib
 import functools
@@ -13,14 +13,14 @@ _PROBE_SECONDS = 5.0
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Whether the hub answers within 5 seconds; false if HF_HUB_OFFLINE is set. Asked once per process."""
+    """Whether the hub answers within 5 seconds; false if HF_HUB_OFFLINE is set. Checked once per process."""
     import huggingface_hub
     from huggingface_hub import constants
 
     if huggingface_hub.is_offline_mode():
         return False
     answers: list[bool] = []
-    # The socket timeout does not cover a name server that does not answer, so a thread asks.
+    # The socket timeout does not cover a name server that does not answer, so a thread runs the check.
     probe = threading.Thread(target=lambda: answers.append(_probe(constants.ENDPOINT)), daemon=True)
     probe.start()
     probe.join(_PROBE_SECONDS)
@@ -31,8 +31,10 @@ def hub_is_reachable() -> bool:
 def offline_unless_reachable() -> Iterator[str | None]:
     """Switch the libraries to their caches inside the block if the hub does not answer.
 
-    Without this they would retry for 20 to 50 seconds before they look into the cache. Yields the reason why the hub
-    is not asked; None if it is.
+    Without this they would retry for 20 to 50 seconds before they look into the cache.
+
+    Yields:
+        The reason why the hub is not used; None if it is used.
     """
     import datasets
     from huggingface_hub import constants
@@ -48,7 +50,7 @@ def offline_unless_reachable() -> Iterator[str | None]:
 
 
 def describe_unreachable() -> str:
-    """The reason why nothing is loaded from the hub."""
+    """Return the reason why nothing is loaded from the hub."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -62,7 +64,7 @@ def _probe(address: str) -> bool:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PROBE_SECONDS):
             return True
     except urllib.error.HTTPError:
-        return True  # it answered; the libraries report what is wrong with the request
+        return True  # it answered; the libraries report the error of their own request
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)
     except OSError:

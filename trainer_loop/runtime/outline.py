@@ -1,7 +1,7 @@
-"""A model and its passes in shapes alone: the memory that they would take, without taking it.
+"""Runs a model on fake tensors to measure the memory and computations of its passes, without using that memory.
 
-Weights are torch's fake tensors, which have a shape, a type and a device. The batch keeps its numbers, so what follows
-from it alone, such as a mask of attention, is known where a model looks at it.
+The weights are torch's fake tensors, which have only a shape, a type and a device. The batch keeps its values. So a
+tensor that depends on the batch alone, such as an attention mask, has values that the code of the model can read.
 """
 
 import copy
@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-_MOST_NUMBERS = 2**20  # of a constant that is made for real, so that it is known
-_NOT_COUNTED = {  # by torch's counter, which knows the attention of GPUs
+_MOST_NUMBERS = 2**20  # elements of a constant that is still computed with real values
+_NOT_COUNTED = {  # attention on CPUs, which torch's counter lacks
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
         query, key, value
     ),
@@ -30,7 +30,7 @@ _NOT_COUNTED = {  # by torch's counter, which knows the attention of GPUs
 
 @dataclass(eq=False)
 class Outline:
-    """A model without numbers, and what learns with it. averages: of the weights."""
+    """A model with fake weights, its optimizer and its averaged weights."""
 
     model: nn.Module
     optimizer: Optimizer | None = None
@@ -39,12 +39,12 @@ class Outline:
 
     @property
     def state(self) -> list[Tensor]:
-        """Of the optimizer, once `update` or `measure_update` was called."""
-        of_weights = [] if self.optimizer is None else self.optimizer.state.values()
-        return [value for state in of_weights for value in state.values() if isinstance(value, Tensor)]
+        """The tensors of the optimizer state; empty before a call of `update` or `measure_update`."""
+        states = [] if self.optimizer is None else self.optimizer.state.values()
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
     def cast_weights(self, dtype: torch.dtype) -> None:
-        """Give the weights another type."""
+        """Cast the floating-point weights to `dtype`, and drop their gradients."""
         with self.fakes:
             for weight in self.model.parameters():
                 if weight.is_floating_point():
@@ -52,9 +52,9 @@ class Outline:
 
 
 def outline_model(model: nn.Module, device: torch.device) -> Outline:
-    """A copy of a model, in training, whose floating-point weights and buffers are fake tensors on `device`."""
+    """Copy a model, in training mode, with fake tensors on `device` as its floating-point weights and buffers."""
     outline, device = Outline(model), name_device(device)
-    memo: dict[int, Any] = {}  # what `deepcopy` takes in the place of each tensor
+    memo: dict[int, Any] = {}  # `deepcopy` uses these in place of copies
     with outline.fakes:
         for tensor in chain(model.parameters(), model.buffers()):
             memo[id(tensor)] = tensor.to(device)
@@ -67,48 +67,48 @@ def outline_model(model: nn.Module, device: torch.device) -> Outline:
 
 
 def name_device(device: torch.device) -> torch.device:
-    """The device of fake tensors: to them, cpu and cpu:0 are two."""
+    """Return the device for fake tensors, which treat cpu and cpu:0 as two devices."""
     return torch.device("cpu") if device.type == "cpu" else device
 
 
 def measure_pass(outline: Outline, loss_of: Callable[[], Tensor], *, has_gradients: bool) -> int:
-    """Bytes of the tensors that a forward and a backward pass make, at most at once.
+    """Return the peak bytes of the tensors that a forward and a backward pass create.
 
     Args:
-        loss_of: calls the model of the outline.
-        has_gradients: there are gradients of an earlier pass, which are not counted; else those of this one are.
+        loss_of: computes the loss with the model of the outline.
+        has_gradients: gradients of an earlier pass exist, and are not counted. Otherwise those of this pass are.
     """
     weights = list(outline.model.parameters())
     with outline.fakes:
         for weight in weights:
             weight.grad = torch.empty_like(weight) if has_gradients and weight.requires_grad else None
     device_type = weights[0].device.type
-    # As in a step, what autocast makes of the weights stays until the end.
+    # As in a step, the casts of the weights by autocast are kept until the end.
     with MemoryCounter(outline.fakes) as counter, torch.autocast(device_type, enabled=False):
         loss_of().backward()
     return counter.peak
 
 
 def count_flops(outline: Outline, loss_of: Callable[[], Tensor]) -> int:
-    """Floating-point operations of the matrix products and convolutions of a forward pass.
+    """Count the floating-point operations of the matrix products and convolutions of a forward pass.
 
-    A multiplication and an addition are two. loss_of: calls the model of the outline.
+    A multiplication and an addition count as two. `loss_of` computes the loss with the model of the outline.
     """
     with MemoryCounter(outline.fakes):
-        loss_of()  # what is done once, such as looking for the head, does not count
+        loss_of()  # one-time work, such as finding the output head, must not count
         with FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED) as counter:
             loss_of()
     return int(counter.get_total_flops())
 
 
 def measure_update(outline: Outline) -> int:
-    """Bytes of the tensors that an update of the optimizer makes beside its state, at most at once."""
-    update(outline)  # makes the state
+    """Return the peak bytes of the temporary tensors of an optimizer update, without its state."""
+    update(outline)  # creates the state
     return update(outline)
 
 
 def update(outline: Outline) -> int:
-    """An update of the optimizer. Returns the bytes of the tensors that it makes, at most at once."""
+    """Run an update of the optimizer; return the peak bytes of the tensors that it creates."""
     assert outline.optimizer is not None
     with outline.fakes:
         for weight in outline.model.parameters():
@@ -119,10 +119,10 @@ def update(outline: Outline) -> int:
 
 
 class MemoryCounter(TorchDispatchMode):
-    """Counts the bytes of tensors that are made in its block. `peak`: the most that were alive at once.
+    """Counts the bytes of the tensors created in its block: `alive` at this time, and `peak`.
 
     Args:
-        fakes: what depends on its tensors, and large constants, are made in shapes alone; None: nothing is.
+        fakes: mode of the fake tensors. Results of fake tensors, and large constants, are fake too. None: all are real.
     """
 
     def __init__(self, fakes: FakeTensorMode | None = None):
@@ -133,24 +133,24 @@ class MemoryCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        are_fake = any(isinstance(tensor, FakeTensor) for tensor in given) if given else _is_large(args, kwargs)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        are_fake = any(isinstance(tensor, FakeTensor) for tensor in inputs) if inputs else _is_large(args, kwargs)
         if self.fakes is None or not are_fake:
-            made = function(*args, **kwargs)
+            outputs = function(*args, **kwargs)
         elif function is torch.ops.aten.equal.default:
-            return False  # nobody knows the numbers of both
+            return False  # fake tensors have no values to compare
         else:
             if function is torch.ops.aten.index.Tensor:
                 args = (args[0], [place for index in args[1] for place in _find_places(index)])
             with self.fakes:
-                made = function(*args, **kwargs)
-        known = {id(tensor.untyped_storage()) for tensor in given if tensor.layout is torch.strided}
-        for tensor in tree_leaves(made):
+                outputs = function(*args, **kwargs)
+        input_storages = {id(tensor.untyped_storage()) for tensor in inputs if tensor.layout is torch.strided}
+        for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
                 storage = tensor.untyped_storage()
-                if id(storage) not in known and id(storage) not in self._storages:  # it is no view
+                if id(storage) not in input_storages and id(storage) not in self._storages:  # it is no view
                     self._count(storage)
-        return made
+        return outputs
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         number, size = id(storage), storage.nbytes()
@@ -165,14 +165,14 @@ class MemoryCounter(TorchDispatchMode):
 
 
 def _is_large(args: Any, kwargs: Any) -> bool:
-    """Whether an operation without tensors makes a large one, of numbers that nobody looks at."""
+    """Whether an operation without input tensors creates a large floating-point tensor."""
     size = args[0] if args and isinstance(args[0], (list, tuple)) else ()
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
     return bool(dtype.is_floating_point and prod(size) > _MOST_NUMBERS)
 
 
 def _find_places(index: Tensor | None) -> Sequence[Tensor | None]:
-    """An index; in the place of a mask whose values are known, the places that it chooses, one tensor a dimension."""
+    """Replace a mask with known values by the positions that it selects, one tensor per dimension."""
     if index is None or index.dtype not in (torch.bool, torch.uint8) or isinstance(index, FakeTensor):
         return [index]
     return torch.nonzero(index, as_tuple=True)

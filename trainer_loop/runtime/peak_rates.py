@@ -1,15 +1,14 @@
-"""What GPUs can compute at most. A GPU that is not in the table has no rate here: none is guessed.
+"""Peak computing rates of GPUs. A GPU that is not in the table has no rate; none is estimated.
 
-Matrix products of dense numbers, added up in fp32, at the boost clock, in 10^12 floating-point operations a second.
-Where a maker names the rate of sparse numbers alone, half of it stands here. The figures are those that NVIDIA and AMD
-publish in the data sheets of these cards.
+Rates are for dense matrix products with fp32 accumulation at the boost clock, in 10^12 floating-point operations per
+second, from the data sheets of NVIDIA and AMD. If a sheet has only the rate of sparse products, half of it is used.
 """
 
 import re
 
 import torch
 
-# By what remains of torch's name of the device: fp16, bf16, TF32 and fp32.
+# torch's device name without the words of `_IGNORED_WORDS` -> rates in fp16, bf16, TF32 and fp32.
 _RATES: dict[str, tuple[float | None, float | None, float | None, float | None]] = {
     "V100 SXM2": (125, None, None, 15.7),
     "V100 PCIE": (112, None, None, 14),
@@ -32,21 +31,23 @@ _RATES: dict[str, tuple[float | None, float | None, float | None, float | None]]
     "B200": (2250, 2250, 1125, 75),
     "MI300X": (1307.4, 1307.4, None, None),
 }
-_NO_PART = re.compile(r"NVIDIA|AMD|TESLA|GEFORCE|INSTINCT|[0-9]+GB")  # words of a name that decide nothing
+_IGNORED_WORDS = re.compile(r"NVIDIA|AMD|TESLA|GEFORCE|INSTINCT|[0-9]+GB")  # of a device name
 _BEFORE_TF32 = ("V100 SXM2", "V100 PCIE", "V100S PCIE", "T4")
 
 
 def find_peak_rate(device_name: str, dtype: torch.dtype, *, tf32: bool) -> float | None:
-    """Floating-point operations a second, at most, on numbers of this type; None: not known.
+    """Return the peak rate for matrix products of this type, in floating-point operations per second; None: unknown.
 
-    device_name: as `torch.cuda.get_device_name` says it. tf32: TF32 is used for fp32 where the device has it.
+    Args:
+        device_name: name from `torch.cuda.get_device_name`.
+        tf32: TF32 is used for fp32 if the device has it.
 
     >>> find_peak_rate("NVIDIA A100-SXM4-80GB", torch.bfloat16, tf32=True)
     312000000000000.0
     >>> find_peak_rate("NVIDIA A100-SXM4-80GB MIG 1g.10gb", torch.bfloat16, tf32=True)
     """
     words = re.findall(r"[A-Z0-9]+", device_name.upper())
-    name = " ".join(word for word in words if not _NO_PART.fullmatch(word))
+    name = " ".join(word for word in words if not _IGNORED_WORDS.fullmatch(word))
     fp16, bf16, with_tf32, fp32 = _RATES.get(name, (None, None, None, None))
     if tf32 and name not in _BEFORE_TF32:
         fp32 = with_tf32

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError where the text is not JSON, for any reason."""
+    """Parse JSON. Raises ValueError if the text is not JSON, or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -16,7 +16,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether the value is a float, or an integer of 64 bits: a larger one cannot be computed with."""
+    """Whether the value is a float or a 64-bit integer. Arithmetic with floats would fail for larger integers."""
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) < 2**63
     return isinstance(value, float)
@@ -29,22 +29,22 @@ def is_count(value: object) -> TypeGuard[int]:
 
 def check_fields(kind: type, values: Mapping[str, Any]) -> None:
     """Raise ValueError, in one line, for unknown, missing or ill-typed arguments of a dataclass in `values`."""
-    if wrong := _list_wrong(kind, values):
-        raise ValueError(", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""))
+    if problems := _list_problems(kind, values):
+        raise ValueError(", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else ""))
 
 
-def _list_wrong(kind: type, values: Mapping[str, Any]) -> list[str]:
+def _list_problems(kind: type, values: Mapping[str, Any]) -> list[str]:
     hints = get_type_hints(kind)
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    wrong = [f"{name} is unknown" for name in values if name not in known]
-    for name, field in known.items():
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    problems = [f"{name} is unknown" for name in values if name not in fields]
+    for name, field in fields.items():
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in values:
-            wrong += [] if has_default else [f"{name} is missing"]
+            problems += [] if has_default else [f"{name} is missing"]
         elif not _fits(values[name], hints[name]):
             text = repr(values[name])
-            wrong.append(f"{name} is {text if len(text) <= 40 else text[:37] + '...'}")
-    return wrong
+            problems.append(f"{name} is {text if len(text) <= 40 else text[:37] + '...'}")
+    return problems
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -53,7 +53,7 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is Any:
         return True
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return isinstance(value, dict) and not _list_wrong(hint, value)
+        return isinstance(value, dict) and not _list_problems(hint, value)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if origin is dict:

@@ -16,29 +16,29 @@ from trainer_loop.runtime.host import process_index_from_environment
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # A launcher passes on the Ctrl-C of a terminal to processes that already received it from the terminal.
 _SECONDS_OF_ONE_CTRL_C = 1.0
-_LEFT_AT_ONCE = 130
+_CODE_OF_SECOND_CTRL_C = 130  # exit code after a second Ctrl-C
 _PR_SET_PDEATHSIG = 1
 _END = b"\0"  # no signal has this number
 
 
 class Preemption:
-    """Whether this process was asked to stop.
+    """Records requests to stop this process.
 
     Before `defer_signals`, a signal ends the process at once with exit code 75, because there is nothing to save yet.
-    After it, a signal only sets `requested`, and the caller must check that. A second Ctrl-C always ends the process at
-    once.
+    After `defer_signals`, a signal only sets `requested`, which the caller must check. A second Ctrl-C always ends the
+    process at once.
     """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self._reason: str | None = None
         self._deadline: float | None = None
-        self._held = False
+        self._deferred = False
         self._first_ctrl_c: float | None = None
 
     def defer_signals(self, *, max_minutes: float | None = None) -> None:
-        """From now on, signals set `requested` instead of ending the process. max_minutes: since its start."""
-        self._held = True
+        """From now on, signals set `requested` instead of ending the process. So does `max_minutes` after its start."""
+        self._deferred = True
         self._deadline = None if max_minutes is None else self.started + 60 * max_minutes
 
     @property
@@ -62,23 +62,23 @@ class Preemption:
         if number == signal.SIGINT:
             now = time.monotonic()
             if self._first_ctrl_c is not None and now - self._first_ctrl_c > _SECONDS_OF_ONE_CTRL_C:
-                _leave("left at once; the same command goes on from the last checkpoint", _LEFT_AT_ONCE)
+                _leave("left at once; the same command goes on from the last checkpoint", _CODE_OF_SECOND_CTRL_C)
             self._first_ctrl_c = self._first_ctrl_c or now
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._reason = self._reason or name
-        if not self._held:
+        if not self._deferred:
             _leave(f"preempted by {name} before training; the same command begins again", Preempted.exit_code)
 
 
 @contextlib.contextmanager
 def forking_workers() -> Iterator[None]:
-    """Use this around the start of data workers: signals are blocked there until `leave_signals_to_the_parent`."""
-    global _workers_are_born
-    _workers_are_born = True
+    """Start data workers inside this block: signals are blocked in them until `leave_signals_to_the_parent`."""
+    global _starts_workers
+    _starts_workers = True
     try:
         yield
     finally:
-        _workers_are_born = False
+        _starts_workers = False
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:
@@ -108,7 +108,7 @@ def catch_signals() -> Iterator[Preemption]:
     wakeup_before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     _forget_in_forks()
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        # SIGTERM when the launcher dies. Else orphans would go on to train beside the processes of a new launcher.
+        # Get SIGTERM if the launcher dies. Otherwise orphans would keep training beside processes of a new launcher.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     thread = threading.Thread(target=_listen, args=(receiver, preemption), name="signals", daemon=True)
     thread.start()
@@ -137,7 +137,7 @@ def _leave(line: str, code: int) -> None:
         if process_index_from_environment() == 0:
             sys.stdout.flush()
             print(line, file=sys.stderr, flush=True)
-    finally:  # also if nobody reads standard error any more
+    finally:  # also if standard error is closed
         os._exit(code)
 
 
@@ -145,16 +145,16 @@ def _do_nothing(_number: int, _frame: object) -> None:
     """Python passes a signal to the wakeup descriptor only if a handler is set."""
 
 
-_workers_are_born = False
+_starts_workers = False
 _block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS)
 _unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _SIGNALS)
 
 
 @functools.cache
 def _forget_in_forks() -> None:
-    """Forked workers must not write into the parent's pipe when they receive a signal. Once is enough.
+    """Keep forked workers from writing into the parent's pipe when they receive a signal. One call is enough.
 
-    A signal to a child that still has the parent's pipe would look like a request to the parent, so signals are blocked
+    A signal to a child that still has the parent's pipe would look like a request to the parent. So signals are blocked
     during a fork.
     """
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_in_child)
@@ -167,5 +167,5 @@ def _reset_in_child() -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGHUP):  # the terminal signals all processes, and the parent decides
             signal.signal(number, signal.SIG_IGN)
-    if not _workers_are_born:
+    if not _starts_workers:
         _unblock()

@@ -1,4 +1,4 @@
-"""A trace of some training steps by torch.profiler, and a table of the operators that took most of their time."""
+"""Traces some training steps with torch.profiler, and lists the operators that take the most time."""
 
 import os
 import weakref
@@ -11,14 +11,14 @@ _OPERATORS = 50  # rows of the table
 
 
 class StepProfiler:
-    """Traces steps `first` to `last`, both included and counted from 1, and what happens between them.
+    """Traces steps `first` to `last`, both included and counted from 1, and the time between them.
 
-    A run that goes on among them traces those that it makes. A disk that refuses costs a warning.
+    A run that resumes between these steps traces the remaining ones. A disk error causes only a warning.
 
     Args:
-        folder: where `trace-0.json` of process 0 and so on, and `operators.txt` are written.
-        say: called with a line about what was written.
-        warn: called with a line about what the disk refused.
+        folder: folder for `operators.txt` and the traces: `trace-0.json` of process 0 and so on.
+        say: receives one line about the files that were written.
+        warn: receives one line about a disk error.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class StepProfiler:
         self._span: record_function | None = None  # of the current step
 
     def begin_step(self, step: int) -> None:
-        """Call it at the beginning of each step."""
-        self.end_step(step - 1)  # of a loop of one's own that does not say so
+        """Start step `step`. Call this at the start of each step."""
+        self.end_step(step - 1)  # a custom training step may not call it
         if not self.first <= step <= self.last:
             return
         if self._profile is None:
             self._traced_from = step
             self._profile = profile(record_shapes=True)
             self._profile.start()
-            # torch crashes where a process ends with a profiler that was not stopped.
+            # torch crashes if a process ends while a profiler runs.
             self._stop = weakref.finalize(self, self._profile.stop)
         self._span = record_function(f"step {step}")
         self._span.__enter__()
 
     def end_step(self, step: int) -> None:
-        """Call it at the end of each step; the last one waits for the device."""
+        """End step `step`. Call this at the end of each step. The last step waits for the device and writes files."""
         if self._span is None:
             return
         self._span.__exit__(None, None, None)
@@ -63,21 +63,21 @@ class StepProfiler:
 
     def _write(self) -> None:
         assert self._profile is not None
-        done, self._profile = self._profile, None
+        finished, self._profile = self._profile, None
         self._stop()
         trace = self.folder / f"trace-{self.process_index}.json"
-        unfinished = trace.with_name(f".{trace.name}.tmp")
+        temporary = trace.with_name(f".{trace.name}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            done.export_chrome_trace(str(unfinished))
-            os.replace(unfinished, trace)  # kineto only prints that it could not write
+            finished.export_chrome_trace(str(temporary))
+            os.replace(temporary, trace)  # if kineto failed to write, it only printed that; this raises
             if self.process_index == 0:
-                device = done.profiler.use_device if done.profiler is not None else None
-                by = f"self_{device or 'cpu'}_time_total"
-                operators = done.key_averages()
-                for step in [one for one in operators if one.key.startswith("step ")]:
+                device = finished.profiler.use_device if finished.profiler is not None else None
+                sort_by = f"self_{device or 'cpu'}_time_total"
+                operators = finished.key_averages()
+                for step in [operator for operator in operators if operator.key.startswith("step ")]:
                     operators.remove(step)
-                table = operators.table(sort_by=by, row_limit=_OPERATORS, max_name_column_width=80)
+                table = operators.table(sort_by=sort_by, row_limit=_OPERATORS, max_name_column_width=80)
                 (self.folder / "operators.txt").write_text(table, encoding="utf-8")
         except OSError as error:
             self.warn(f"log.profile: {error.filename or trace} cannot be written: {error.strerror}")

@@ -12,7 +12,7 @@ _LIBRARIES = (
 
 
 def quieten_loggers() -> None:
-    """Show only errors of libraries that log during their import. This imports none of them."""
+    """Show only errors of libraries that log during their import, without importing them."""
     for name in ("accelerate", "bitsandbytes", "evaluate", "huggingface_hub", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -26,13 +26,16 @@ def quieten_libraries() -> None:
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
     quieten_loggers()
-    # Warnings of the libraries address their caller, which is this package. Warnings of the user's code are shown.
+    # The libraries warn their caller, which is this package. Warnings of the user's code are still shown.
     warnings.filterwarnings("ignore", module=rf"({'|'.join(_LIBRARIES)})(\.|$)")
 
 
 @contextlib.contextmanager
 def progress_bars(*, shown: bool) -> Iterator[None]:
-    """Hide the bars of datasets inside, unless `shown`; a user's HF_DATASETS_DISABLE_PROGRESS_BARS goes first."""
+    """Hide the progress bars of datasets inside the block unless `shown`.
+
+    The variable HF_DATASETS_DISABLE_PROGRESS_BARS takes precedence.
+    """
     import datasets
 
     if shown or datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is not None or datasets.are_progress_bars_disabled():

@@ -1,4 +1,4 @@
-"""Seeds are hashes of their purpose, so no random state has to be saved to repeat a step."""
+"""Derives seeds as hashes of their purpose, so a step can be repeated without saved random states."""
 
 import contextlib
 import functools
@@ -13,13 +13,13 @@ if TYPE_CHECKING:  # importing them takes time
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from its parts. The parts are hashed, not added: (seed 1, step 2) and (seed 2, step 1) differ."""
+    """Hash the parts to a 63-bit seed. Unlike a sum, this is different for (seed 1, step 2) and (seed 2, step 1)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def permute(count: int, *parts: int | str) -> "numpy.ndarray":
-    """`[count]` the numbers below it in an order that is a hash of the seed's parts."""
+    """Return a permutation of the integers from 0 to `count - 1`, `[count]`, with the seed `derive_seed(*parts)`."""
     import numpy
 
     return numpy.random.Generator(numpy.random.Philox(derive_seed(*parts))).permutation(count)
@@ -36,27 +36,27 @@ def seed_everything(*parts: int | str) -> None:
     if _has_accelerator():
         torch.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(seed)  # the same without an accelerator, 70 microseconds faster
+        torch.default_generator.manual_seed(seed)  # same effect without an accelerator, 70 microseconds faster
 
 
 @contextlib.contextmanager
 def keeping_random_state() -> Iterator[None]:
-    """Give the generators of Python, NumPy and torch, also of this device, their state back at the end."""
+    """Restore the generators of Python, NumPy and torch, also of this device, at the end of the block."""
     import numpy
     import torch
 
-    of_python, of_numpy = random.getstate(), numpy.random.get_state()
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
     try:
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
             yield
     finally:
-        random.setstate(of_python)
-        numpy.random.set_state(of_numpy)
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
 
 
 @contextlib.contextmanager
 def evaluating(model: "nn.Module") -> Iterator[None]:
-    """Let a model run without dropout until the block ends; then each of its modules is as it was."""
+    """Set a model to evaluation mode inside the block, and restore the mode of each module at the end."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

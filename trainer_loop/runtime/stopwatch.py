@@ -1,4 +1,4 @@
-"""How long the parts of a run take beside its training steps."""
+"""Measures the time of the parts of a run other than its training steps."""
 
 import time
 from collections import defaultdict
@@ -7,24 +7,24 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds by the part that they went into; of this process.
+    """Sums up the seconds that this process spends in each part of a run.
 
-    It begins with the part `preparation`, which lasts until `begin_run` is called.
+    The first part is `preparation`, which lasts until `begin_run` is called.
     """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def begin_run(self) -> None:
-        """All is prepared: rows are read and the model is there."""
-        self.seconds["preparation"] = time.perf_counter() - self._began
+        """End the part `preparation`: the rows and the model are loaded."""
+        self.seconds["preparation"] = time.perf_counter() - self._started
 
     @contextmanager
     def measuring(self, part: str) -> Iterator[None]:
         """Add the time of the block to `part`."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[part] += time.perf_counter() - began
+            self.seconds[part] += time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Standard output and standard error only show what a command does. If they fail, the command continues."""
+"""Standard output and standard error that may fail: a command continues without them."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from trainer_loop.errors import UserError, printable
 
 
 class SafeStream:
-    """A text stream that drops text it cannot write: a full disk, a reader that is gone, a closed terminal."""
+    """A text stream that drops text that cannot be written: the disk is full, or the reader or terminal is closed."""
 
     def __init__(self, stream: "TextIO | SafeStream | None"):
         self._stream: Any = stream._stream if isinstance(stream, SafeStream) else stream
@@ -71,9 +71,10 @@ def report(error: UserError, *, speaker: str = "") -> None:
 
 
 def put_out(text: str) -> None:
-    """Print the result of a command. A reader that is gone (`| head`) is not an error.
+    """Print the result of a command. A reader that closed the pipe (`| head`) is not an error.
 
-    Raises UserError where standard output cannot be written, so that the result would be lost.
+    Raises:
+        UserError: if standard output cannot be written, so the result is lost.
     """
     if sys.stdout is None:
         raise UserError("standard output is closed; open it, or send it to a file")
@@ -88,7 +89,7 @@ def put_out(text: str) -> None:
 
 
 def _encodable(text: str, stream: Any) -> str:
-    """Replace characters that the encoding of a stream does not have by escape sequences."""
+    """Replace characters that the encoding of a stream lacks by escape sequences."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
@@ -120,6 +121,6 @@ def drop_unwritten(stream: TextIO | None) -> None:
         stream.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, stream.fileno())
+            os.close(null_device)

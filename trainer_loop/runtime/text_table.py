@@ -1,4 +1,4 @@
-"""Tables of texts on a console."""
+"""Text tables for the console."""
 
 from collections.abc import Collection, Sequence
 
@@ -6,9 +6,9 @@ from trainer_loop.errors import printable
 
 
 def align(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
-    """The lines of a table, two spaces between its columns.
+    """Return the lines of a table with two spaces between columns.
 
-    Columns whose numbers are in `left` begin at the left; those of numbers end at the right.
+    Columns whose indices are in `left` are aligned left, all others right.
 
     >>> align([("key", "a", "b"), ("lr", "0.5", "10")])
     ['key    a   b', 'lr   0.5  10']
@@ -17,8 +17,8 @@ def align(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> lis
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
     ]

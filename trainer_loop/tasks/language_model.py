@@ -94,7 +94,7 @@ class LanguageModel(Task):
         """Run the model. Returns the head, and its input for each token, `[B * T, ...]`."""
         inputs = self.model_inputs(batch)
         head = find_output_head(model, lambda forward: self.forward(forward, _first_tokens(inputs)))
-        with head.handing_on(), padded_on_the_right():
+        with head.returning_hidden_states(), padded_on_the_right():
             return head, self.forward(model, inputs).flatten(0, 1)
 
 

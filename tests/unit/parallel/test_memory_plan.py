@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from trainer_loop.memory_report import describe_memory
-from trainer_loop.parallel.memory_plan import HeldTensors, count_bytes, offload, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.memory_plan import ModelTensors, count_bytes, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.runtime.outline import outline_model
@@ -16,7 +16,7 @@ from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 TWO_LAYERS = [[torch.nn.Parameter(torch.empty(8, 10))], [torch.nn.Parameter(torch.empty(8, 5))]]
 REST = [torch.nn.Parameter(torch.empty(3, 10)), torch.nn.Parameter(torch.empty(7), requires_grad=False)]
-HELD = HeldTensors(TWO_LAYERS, REST, [torch.empty(8, 10), torch.tensor(0.0)], [])
+HELD = ModelTensors(TWO_LAYERS, REST, [torch.empty(8, 10), torch.tensor(0.0)], [])
 SHARDED = {"num_parts": 2, "reduce_dtype": torch.float32}
 
 
