@@ -67,7 +67,7 @@ def share_of_plan(
     )
     plan = BatchPlan(lengths, limits, batch_size=batch_size, seed=seed)
     steps = [plan.step(step) for step in range(plan.steps_per_epoch)]
-    assert sum(step.num_rows for step in steps) == len(lengths)
+    assert sum(len(rows) for step in steps for process in step.microbatches for rows in process) == len(lengths)
     return 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
 
 

@@ -258,6 +258,7 @@ class TrainingLoop:
             self._save(state)
             if not self.checkpointer.mark_best(state.step):
                 state.put_back_best(previous_best)
+                self.output.withdraw_validation()
                 self.console.warn(f"the weights of step {state.step:,} are the best so far and could not be saved")
 
     def _score(self, sets: Loaders, state: TrainState, save_on_error: bool, output: RunOutput | None = None) -> Metrics:

@@ -156,6 +156,10 @@ class ConfiguredOutput(RunOutput):
             with self._only_warning(f"the report lacks the rows of {name}"):
                 self._write_rows(name, set_scores, step=step)
 
+    def withdraw_validation(self) -> None:
+        if self.reports:
+            self.report_facts.remove_sets("validation")
+
     def _write_rows(self, name: str, scores: Scores, *, step: int | None) -> None:
         """Write the predictions of the set `name`, and record the rows with the worst ones for the report."""
         split, task = self.plan.inputs.splits[name], self.plan.task

@@ -110,6 +110,10 @@ def assert_whole(run: Path, finished: Finished, *, without: tuple[str, ...] = ()
     weights = finished.best_before if {*without} & {*_OF_A_CHECKPOINT} else finished.weights
     assert (run / "model" / "model.safetensors").read_bytes() == weights
     run_dir = RunDir(run)
+    if "report.json" not in without:  # its rows of the validation set are those of the exported weights
+        exported_step = json.loads((run / "model" / "trainer_loop.json").read_text())["step"]
+        sets = json.loads(run_dir.report_facts.read_text())["sets"]
+        assert sets.get("validation", {"step": exported_step})["step"] == exported_step
     assert [find_fault(path) for path in list_checkpoints(run_dir)] == [None] * len(list_checkpoints(run_dir))
     if "metrics.jsonl" not in without:
         steps = [row["step"] for row in rows_of(run)]

@@ -298,7 +298,7 @@ def _before_link(fault: _Fault, name: str, step: int) -> None:
     def is_target(link: Path, target: Path) -> bool:
         return link.name == name and target.name.endswith(f"{step:08d}")
 
-    _hook(checkpoint_writer, "point", before=lambda link, target: is_target(link, target) and fault.happen())
+    _hook(checkpoint_writer, "make_link", before=lambda link, target: is_target(link, target) and fault.happen())
 
 
 def _number_steps() -> None:

@@ -175,7 +175,8 @@ def flatten(split: Split, column: str) -> Split:
     lists = whole_column(split.rows, column).combine_chunks()
     feature = split.rows.features[column].feature
     rows = as_typed_rows(pa.table({column: lists.flatten()}), {column: feature})
-    origins = split.origins.select(np.asarray(pc.list_parent_indices(lists), dtype=np.int64))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    origins = split.origins.select(np.repeat(np.arange(len(lists)), lengths))
     return Split(split.name, rows, origins, split.fingerprint, split.columns)
 
 

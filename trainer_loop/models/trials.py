@@ -276,7 +276,7 @@ def read_answer(outputs: Any) -> Tensor:
 @contextlib.contextmanager
 def _answering(model: nn.Module) -> Iterator[None]:
     """Context for a trial pass: without dropout; restores the random state at exit."""
-    with evaluating(model), keeping_random_state():
+    with evaluating(model), keeping_random_state(next(model.parameters()).device):
         torch.manual_seed(0)
         yield
 

@@ -87,7 +87,7 @@ class OutputHead:
             weight = self.linear.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
             logits = torch.zeros(2, len(weight), dtype=dtype, device=weight.device, requires_grad=True)
-            with keeping_random_state():  # a resumed run repeats this test
+            with keeping_random_state(weight.device):  # a resumed run repeats this test
                 loss = loss_function(logits, torch.arange(2, device=weight.device))
             self._without_parameters[loss_function] = all(leaf is logits for leaf in find_leaves(loss.grad_fn))
         return self._without_parameters[loss_function]

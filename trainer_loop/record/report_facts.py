@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer_loop.config.named_sets import parse_set
 from trainer_loop.data.split_facts import SplitFacts
 from trainer_loop.errors import in_one_line
 from trainer_loop.record.run_dir import describe_refusal, read_json_object, write_json
@@ -88,6 +89,13 @@ class ReportFacts:
     def add_set(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add the facts of a scored set. name: such as validation or test.hard."""
         self.values["sets"][name] = facts
+        self._write()
+
+    def remove_sets(self, split: str) -> None:
+        """Remove the facts of all sets of a split."""
+        self.values["sets"] = {
+            name: of_set for name, of_set in self.values["sets"].items() if parse_set(name)[0] != split
+        }
         self._write()
 
     def end(self, ended: str, seconds: Mapping[str, float]) -> None:

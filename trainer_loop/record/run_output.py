@@ -24,6 +24,9 @@ class RunOutput:
     def write_validation(self, scores: Mapping[str, Scores], *, step: int) -> None:
         """Write the predictions of the validation sets, by the weights of step `step`, which would be exported now."""
 
+    def withdraw_validation(self) -> None:
+        """Called if the weights of the last `write_validation` could not be saved, and so cannot be exported."""
+
     def export(self, model: nn.Module, state: TrainState) -> None:
         """Write the trained model."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing them takes time
     import numpy
+    import torch
     from torch import nn
 
 
@@ -40,14 +41,20 @@ def seed_everything(*parts: int | str) -> None:
 
 
 @contextlib.contextmanager
-def keeping_random_state() -> Iterator[None]:
-    """Restore the generators of Python, NumPy and torch, also of this device, at the end of the block."""
+def keeping_random_state(device: "torch.device | None" = None) -> Iterator[None]:
+    """Restore the generators of Python, NumPy and torch at the end of the block.
+
+    Args:
+        device: The generator of this device is restored too; None: that of the current CUDA device, if there is one.
+    """
     import numpy
     import torch
 
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    if device is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
     try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
             yield
     finally:
         random.setstate(python_state)
@@ -57,13 +64,17 @@ def keeping_random_state() -> Iterator[None]:
 @contextlib.contextmanager
 def evaluating(model: "nn.Module") -> Iterator[None]:
     """Set a model to evaluation mode inside the block, and restore the mode of each module at the end."""
-    training = [module for module in model.modules() if module.training]
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        model.train(
+            modes[model]
+        )  # not by setting `training`: some modules override `train`, for example to clear caches
+        for module, mode in modes.items():
+            if module.training != mode:
+                module.train(mode)
 
 
 @functools.cache
