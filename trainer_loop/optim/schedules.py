@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from trainer_loop.components import check_arguments
-from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.optim.by_name import FromPackage, find_by_name
 from trainer_loop.runtime.shares import take_share
@@ -155,7 +154,8 @@ class SchedulerPlan:
         """Describe the effect of `warmup`; some schedules have no warm-up."""
         if "num_warmup_steps" not in inspect.signature(self.factory).parameters:
             return "no warm-up"
-        return plural(count_steps(self.warmup, num_steps), "warm-up step")
+        count = count_steps(self.warmup, num_steps)
+        return f"{count:,} warm-up step{'' if count == 1 else 's'}"
 
     def make(self, optimizer: Optimizer, *, num_steps: int) -> LRScheduler:
         """Create the schedule over `num_steps` updates. It is stepped once per update on any number of processes.
