@@ -1,4 +1,4 @@
-"""Selection of the best weights, and early stopping: pure functions of the metrics."""
+"""Selection of the best weights, and early stopping. Only `select` changes the state of the run."""
 
 import math
 from collections.abc import Mapping
